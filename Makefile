@@ -1,0 +1,40 @@
+# Needs python3 (>= 3.11, with venv) and make; everything else is installed into .venv/.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PARAMS ?= params/quick.yaml
+BIN := .venv/bin
+export PYTHONNOUSERSITE := 1
+
+.PHONY: help env study test lab clean lock
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+env: .venv/.ready ## .venv/ from requirements.lock, nothing else
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, $(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+study: env ## the study of PARAMS (params/quick.yaml): runs, notebooks, reports
+	@$(BIN)/ltkd run $(PARAMS)
+
+test: env ## lint, format, types, all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+lab: env ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+clean: ## remove the environment, caches and what was made from params/quick.yaml
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache outputs/quick
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: env ## requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 pyproject.toml -o requirements.lock

@@ -1,0 +1,233 @@
+"""The command line: ltkd run | train | data | status | methods.
+
+Exit codes: 0 all is done; 1 a run or a notebook failed; 2 a wrong parameter, or data is missing;
+75 the budget ended first; 130 or 143 interrupted. After 75, 130 and 143 the same command goes on.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .files import ROOT, outputs_root
+from .methods import METHODS
+from .params import ParameterError, check, load_spec, nearest, read_yaml
+from .params import StudyParameters as Parameters
+
+if TYPE_CHECKING:
+    from .study import Study
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+class Stop:
+    """Says when to stop: at the end of the budget, or after SIGINT or SIGTERM."""
+
+    def __init__(self, budget: float | None) -> None:
+        self.deadline = time.monotonic() + budget if budget else None
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:  # a second one means now
+            os._exit(128 + number)
+        self.signal = number
+        print("\nStopping: the runs in flight save where they are.", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return bool(self.signal) or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    @property
+    def code(self) -> int:
+        return 128 + self.signal if self.signal else 75
+
+
+def _budget(text: str) -> float:
+    """'90', '90s', '9m', '1.5h' -> seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a time such as 90s, 9m or 1.5h")
+    return float(match[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _jobs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} should be 'auto' or a number from 1 to 1024")
+    return int(text)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ltkd", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"ltkd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, does: str, act: Callable[..., int]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
+        command.set_defaults(act=act)
+        return command
+
+    def where(command: argparse.ArgumentParser, *, work: bool = True) -> None:
+        command.add_argument("--outputs", type=Path, help="results root (else LTKD_OUTPUTS, else outputs/)")
+        if work:
+            command.add_argument("--data-root", type=Path, help="data sets (else LTKD_DATA, else data/)")
+            command.add_argument("--budget", type=_budget, help="stop cleanly after this time: 90s, 9m, 1.5h")
+
+    run = add("run", "make a study's runs side by side, then its reports", _run)
+    run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
+    run.add_argument("--only", help="one notebook, by its number or the start of its name: 03")
+    run.add_argument("--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads")
+    where(run)
+    train = add("train", "make one run from a spec file", _train)
+    train.add_argument("spec", type=Path, help="YAML file with the fields of ltkd.RunSpec")
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    where(train)
+    data = add("data", "get or check a data set", _data)
+    data.add_argument("action", choices=("prepare", "check"))
+    data.add_argument("set", choices=("digits", "cifar10", "cifar100"))
+    data.add_argument("--root", type=Path, help="data root (else LTKD_DATA, else data/)")
+    status = add("status", "what of a study is there, in flight and left", _status)
+    status.add_argument("parameters", type=Path)
+    where(status, work=False)
+    add("methods", "list the methods and their arguments", _methods)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; every expected mistake is one readable message, never a traceback."""
+    given = _arguments().parse_args(arguments)
+    try:
+        return int(given.act(given))
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"ltkd: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+    except (RuntimeError, ValueError) as error:
+        print(f"ltkd: {error}", file=sys.stderr)
+        return 2
+
+
+def _notebooks(only: str | None) -> list[Path]:
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if only is None:
+        return found
+    chosen = [path for path in found if path.name.startswith(only)]
+    if not chosen:
+        raise ParameterError(f"--only {only}: no notebook starts so.{nearest(only, [p.stem for p in found])}")
+    return chosen
+
+
+def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
+    values = read_yaml(given.parameters)
+    check(Parameters, values, str(given.parameters))
+    from .study import Study
+
+    root = getattr(given, "data_root", None) or values.pop("data_root", None)
+    if root:
+        values["data_root"] = str(Path(root).expanduser().resolve())
+    return Study(outputs=given.outputs, source=str(given.parameters), **values), values
+
+
+def _run(given: argparse.Namespace) -> int:
+    notebooks = _notebooks(given.only)
+    study, values = _study(given)
+    stop, began = Stop(given.budget), time.monotonic()
+    out = study.make(jobs=given.jobs, stop=stop)
+    if out.left:
+        print(f"{study.name}: {len(out.records)} runs are there, {len(out.left)} are left; "
+              "the same command goes on from here. Reports were not touched.")  # fmt: skip
+        return stop.code
+    for reason in out.failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    from .report.build import build
+
+    made, broken = build(study, notebooks, values, jobs=given.jobs, stop=stop)
+    index = study.folder / "index.html"
+    if stop() and not broken:
+        print(f"{study.name}: stopped before all reports were made; the same command goes on from here.")
+        return stop.code
+    for text in broken:
+        print(text, file=sys.stderr)
+    todo = f"{len(made)} reports made" if made else "nothing to do: every run and report is up to date"
+    print(f"{study.name}: {len(out.records)} runs, {todo} ({time.monotonic() - began:.0f} s).")
+    print(index)
+    diverged = [record for record in out.records.values() if record.diverged]
+    for record in diverged:
+        print(f"diverged: {record.values['reason']}", file=sys.stderr)
+    return 1 if broken or out.failed or diverged else 0
+
+
+def _train(given: argparse.Namespace) -> int:
+    spec = load_spec(given.spec)
+    from .pool import make
+
+    stop, folder = Stop(given.budget), outputs_root(given.outputs) / given.spec.stem
+    root = str(given.data_root) if given.data_root else None
+    from .data import load
+
+    load(spec.dataset, spec.gamma, spec.split_seed, root)
+    out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
+    for reason in out.failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    if out.left:
+        print(f"{spec.title}: stopped; the same command goes on from here.")
+        return stop.code
+    for record in out.records.values():
+        last = 0.0
+        if not record.diverged:
+            last = 100 * record.correct().sum() / sum(record.values["data"]["test_counts"])
+        outcome = record.values.get("reason") or f"{last:.2f} % test accuracy in the last epoch"
+        print(f"{record.spec.title}: {outcome}; {record.folder / 'record.json'}")
+    return 1 if out.failed or any(r.diverged for r in out.records.values()) else 0
+
+
+def _data(given: argparse.Namespace) -> int:
+    from .data.sources import prepare, source
+    from .files import data_root
+
+    if given.action == "check":
+        found = source(given.set, given.root)
+        where = "" if given.set == "digits" else f" in {data_root(given.root)}"
+        print(f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images{where}: good")
+    else:
+        print(prepare(given.set, given.root))
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    study, _ = _study(given)
+    from .pool import progress_of, with_teachers
+
+    specs = with_teachers([spec for _, spec in study.specs()])
+    there = [spec for spec in specs if study.store.get(spec)]
+    print(f"{study.name}: {len(there)} of {len(specs)} runs are there, in {study.folder}")
+    for spec in specs:
+        if spec not in there:
+            print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
+    for path in _notebooks(None):
+        good = (study.folder / "reports" / f"{path.stem}.html").exists()
+        print(f"  {path.stem}: {'report is there' if good else 'no report yet'}")
+    return 0
+
+
+def _methods(given: argparse.Namespace) -> int:
+    for method in METHODS.values():
+        args = ", ".join(f"{k}={v}" for k, v in method.args.items())
+        print(f"{method.name:30} {method.label:38} {args}{'  (ours)' if method.ours else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Files that are either whole or absent, and where things came from."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def canonical(value: Any) -> str:
+    """JSON that is the same text for the same value: what identities and seals are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256(data: bytes | str | Path) -> str:
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def outputs_root(given: str | Path | None = None) -> Path:
+    """Where studies are kept: ``--outputs``, else LTKD_OUTPUTS, else outputs/ of the project."""
+    return Path(given or os.environ.get("LTKD_OUTPUTS") or ROOT / "outputs").expanduser().resolve()
+
+
+def data_root(given: str | Path | None = None) -> Path:
+    """Where data sets are kept: ``--data-root``, else LTKD_DATA, else data/ of the project."""
+    return Path(given or os.environ.get("LTKD_DATA") or ROOT / "data").expanduser().resolve()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Version, commit, and whether the library's files differ from that commit."""
+    commit = _git("rev-parse", "HEAD")
+    dirty = bool(_git("status", "--porcelain", "--", "ltkd")) if commit else None
+    from . import __version__
+
+    return {"version": __version__, "commit": commit or None, "dirty": dirty}
+
+
+@cache
+def library_sha256() -> str:
+    """One hash over the library's sources: a report is made anew when it changes."""
+    files = sorted(p for p in (ROOT / "ltkd").rglob("*") if p.suffix in {".py", ".csv", ".j2", ".css"})
+    return sha256(canonical([[str(p.relative_to(ROOT)), sha256(p)] for p in files]))
+
+
+@cache
+def versions() -> dict[str, str]:
+    names = ["torch", "torchvision", "numpy", "pandas", "scikit-learn", "papermill", "nbconvert"]
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+@cache
+def hardware() -> str:
+    """One line on the machine: processor, cores in use and the GPU where there is one."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+    text = f"{model or platform.processor() or platform.machine()}, {cores()} cores"
+    import torch
+
+    if torch.cuda.is_available():
+        text += f", {torch.cuda.get_device_name()}"
+    return text
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,50 @@
+"""Class groups, head first, from the number of training images of each class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
+    """Groups of near-equal size by rank: group k starts at rank floor((2 k C + n) / (2 n)).
+
+    counts    [C] images of each class in the training set actually used, whole numbers >= 0
+    n_groups  n, from 1 (one group) to C (every class its own)
+    returns   [C] int64 group of each class, 0 = head; ranks descend by count, ties by label
+
+    Sizes differ by at most one: 100 classes in 3 groups are 33, 34 and 33.
+    """
+    counts = _check_counts(counts)
+    c, n = len(counts), n_groups
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= c:
+        raise ValueError(f"n_groups is {n!r}; it must be a whole number from 1 to the {c} classes")
+    starts = torch.tensor([(2 * k * c + n) // (2 * n) for k in range(1, n)], dtype=torch.int64)
+    by_rank = torch.bucketize(torch.arange(c), starts, right=True)
+    return torch.empty_like(by_rank).scatter_(
+        0, torch.argsort(counts, descending=True, stable=True), by_rank
+    )
+
+
+def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int = 20) -> Tensor:
+    """Groups by absolute count: 0 where count > many, 1 where few..many, 2 where count < few.
+
+    counts   [C] images of each class, whole numbers >= 0
+    returns  [C] int64; the ids stay 0, 1, 2 even where one of them owns no class
+    """
+    counts = _check_counts(counts)
+    if not 0 <= few <= many:
+        raise ValueError(f"many is {many!r} and few is {few!r}; they must satisfy 0 <= few <= many")
+    return (counts <= many).long() + (counts < few).long()
+
+
+def _check_counts(counts: Sequence[int] | Tensor) -> Tensor:
+    counts = torch.as_tensor(counts).cpu()
+    if counts.dim() != 1 or len(counts) == 0:
+        raise ValueError(f"counts has shape {list(counts.shape)}; it must be [C] with C >= 1")
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        raise ValueError(f"counts is {counts.dtype}; it must hold whole numbers, an integer dtype")
+    if (low := int(counts.min())) < 0:
+        label = int(counts.argmin())
+        raise ValueError(f"counts[{label}] is {low}; a class holds 0 images or more")
+    return counts.long()

@@ -1,0 +1,50 @@
+"""Guo et al., Class Attention Transfer Based Knowledge Distillation (CVPR 2023), L_CAT."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltkd.losses.common import full_precision, number, raised
+
+
+class CATKDLoss(nn.Module):
+    """beta MSE(pool_r(CAM_S), pool_r(CAM_T)), mean over B C r^2.
+
+    student_maps  [B, C, H, W] class activation maps
+    teacher_maps  [B, C, H', W'], detached; the sizes may differ, as both are pooled to r x r
+    beta          weight of the loss
+    pool          r
+    normalize     divide each pooled map by its L2 norm over H and W (at least 1e-12)
+    returns       scalar, float32 or float64
+
+    The official networks have no classifier bias; here the maps leave it out (`class_maps`).
+    """
+
+    def __init__(self, beta: float, pool: int, normalize: bool) -> None:
+        super().__init__()
+        self.beta, self.pool, self.normalize = number("beta", beta), pool, normalize
+        if not isinstance(pool, int) or isinstance(pool, bool) or pool < 1:
+            raise ValueError(f"pool is {pool!r}; it must be a whole number >= 1")
+
+    def forward(self, student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
+        s, t = list(student_maps.shape), list(teacher_maps.shape)
+        if len(s) != 4 or 0 in s:
+            raise ValueError(f"student_maps has shape {s}; it must be [B, C, H, W], none of them 0")
+        if len(t) != 4 or 0 in t or s[:2] != t[:2]:
+            raise ValueError(f"teacher_maps has shape {t}; it must be [{s[0]}, {s[1]}, H, W]")
+        with full_precision(student_maps):
+            maps = [F.adaptive_avg_pool2d(m, self.pool) for m in raised(student_maps, teacher_maps)]
+            if self.normalize:
+                maps = [F.normalize(m.flatten(2), dim=2, eps=1e-12) for m in maps]
+            return self.beta * F.mse_loss(maps[0], maps[1])
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta:g}, pool={self.pool}, normalize={self.normalize}"
+
+
+def class_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """Class activation maps [B, C, H, W]: the classifier as a 1x1 convolution, without its bias.
+
+    features  [B, D, H, W] the last feature map, whose spatial mean the classifier sees
+    weight    [C, D] of the classifier: logits = mean over H and W of the maps + bias
+    """
+    return F.conv2d(features, weight[:, :, None, None])

@@ -1,0 +1,60 @@
+"""What the losses share: argument checks, precision, and a KL that survives underflow."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def number(name: str, value: float, *, positive: bool = False) -> float:
+    """`value` as a float; ValueError unless it is finite and >= 0 (> 0 if `positive`)."""
+    allowed = "a finite number > 0" if positive else "a finite number >= 0"
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}") from None
+    if not math.isfinite(result) or result < 0 or (positive and result == 0):
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+    return result
+
+
+def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
+    """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish."""
+    groups = torch.as_tensor(groups)
+    if groups.dim() != 1 or groups.numel() == 0:
+        raise ValueError(f"groups has shape {list(groups.shape)}; it must be [C], an id a class")
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise ValueError(f"groups is {groups.dtype}; it must be an integer dtype, such as int64")
+    if (low := int(groups.min())) < 0:
+        raise ValueError(f"groups holds the id {low}; ids must be >= 0")
+    ids, compressed = torch.unique(groups.long(), return_inverse=True)
+    return compressed, len(ids)
+
+
+def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Two [B, C] tensors, checked; see `raised`."""
+    s, t = list(student_logits.shape), list(teacher_logits.shape)
+    if len(s) != 2 or s[0] == 0 or s[1] == 0:
+        raise ValueError(f"student_logits has shape {s}; it must be [B, C] with B, C >= 1")
+    if s != t:
+        raise ValueError(f"teacher_logits has shape {t}; it must equal that of student_logits, {s}")
+    return raised(student_logits, teacher_logits)
+
+
+def raised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least float32 (float64 stays); the teacher detached."""
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.detach().to(dtype)
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """Autocast off: it would lower again what `raised` has raised."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """p (log p - log q), elementwise; 0 where p is 0, as the limit is (0 * inf would be NaN)."""
+    p = log_p.exp()
+    return torch.where(p == 0, 0.0, p * (log_p - log_q))

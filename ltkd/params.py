@@ -1,0 +1,314 @@
+"""What a parameter file and a run's spec may say: one strict schema, checked before any work starts.
+
+No torch and no papermill here, so that a wrong file is refused at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .methods import ABLATIONS, METHODS
+
+# Networks that train at 16 or 32 pixels; a test holds this against ltkd.models.list_models().
+NETWORKS = ("resnet8", "resnet20", "resnet8x4", "resnet32x4", "vgg8", "vgg13", "wrn_40_1", "wrn_40_2",
+            "mobilenetv2", "shufflenetv1", "resnet50")  # fmt: skip
+# These students train at a fifth of the learning rate (0.01 where the others have 0.05).
+SLOW_LEARNERS = ("mobilenetv2", "shufflenetv1")
+
+
+class Recipe(NamedTuple):
+    """A data set's default schedule (spec of the field's common code for CIFAR; ours for digits)."""
+
+    classes: int
+    epochs: int
+    batch: int
+    lr: float
+
+
+RECIPES = {"digits": Recipe(10, 40, 32, 0.05), "cifar10": Recipe(10, 240, 64, 0.05),
+           "cifar100": Recipe(100, 240, 64, 0.05)}  # fmt: skip
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0, le=1e4)]
+Weight = Annotated[float, Field(ge=0, le=1e4)]
+Imbalance = Annotated[float, Field(ge=1, le=1e4)]
+Dataset = Literal["digits", "cifar10", "cifar100"]
+Schedule = Literal["steps", "one_cycle"]
+Precision = Literal["fp32", "bf16"]
+Source = Literal["table", "live"]
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be used. The message says where, what was given and what is allowed."""
+
+
+def nearest(word: str, allowed: Any) -> str:
+    """' Did you mean X?' when one of the allowed words is close, and the list of all."""
+    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Allowed: {', '.join(str(a) for a in allowed)}."
+
+
+def _known(kind: str, word: str, allowed: Any) -> str:
+    if word not in allowed:
+        raise ValueError(f"unknown {kind} {word!r}.{nearest(word, allowed)}")
+    return word
+
+
+def method_args(method: str, given: dict[str, Any]) -> dict[str, float | bool]:
+    """The method's arguments in full: its defaults with what is given put over them, checked."""
+    _known("method", method, METHODS)
+    defaults = dict(METHODS[method].args)
+    for name, value in given.items():
+        _known(f"argument of method {method!r}:", name, tuple(defaults) or ("none",))
+        if isinstance(defaults[name], bool) != isinstance(value, bool):
+            raise ValueError(f"{name} = {value!r} of method {method!r}: should be {defaults[name]!r}'s type")
+        low = 1e-3 if name == "temperature" else 0
+        if not isinstance(value, bool) and not (
+            isinstance(value, int | float) and low <= value <= 1e4
+        ):
+            raise ValueError(f"{name} = {value!r} of method {method!r}: should be from {low} to 10000")
+        defaults[name] = value if isinstance(value, bool) else float(value)
+    return defaults
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class RunSpec(_Strict):
+    """One training run, a pure function of these fields (with the data and the numerics version)."""
+
+    dataset: Dataset
+    gamma: Imbalance
+    split_seed: Seed = 0
+    teacher: str | None = None
+    teacher_seed: Seed = 0
+    student: str
+    method: str
+    method_args: dict[str, float | bool] = {}
+    groups: Count | None = None
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch: Annotated[int, Field(ge=2, le=65_536)]
+    lr: Positive
+    schedule: Schedule = "steps"
+    clip_norm: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    seed: Seed = 0
+    precision: Precision = "fp32"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    teacher_source: Source = "table"
+    eval_every: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Defaults of the method are written out, so that a spec never changes its meaning."""
+        if isinstance(values, dict) and isinstance(values.get("method"), str):
+            given = values.get("method_args") or {}
+            if not isinstance(given, dict):
+                raise ValueError(f"method_args = {given!r}: should be a mapping of argument to number")
+            values = values | {"method_args": method_args(values["method"], given)}
+        return values
+
+    @model_validator(mode="after")
+    def _coherent(self) -> RunSpec:
+        method = METHODS[self.method]
+        _known("network", self.student, NETWORKS)
+        if method.loss and self.teacher is None:
+            raise ValueError(f"method {self.method!r} needs a teacher; allowed: {', '.join(NETWORKS)}")
+        if self.teacher is not None:
+            _known("network", self.teacher, NETWORKS)
+            if not method.loss:
+                raise ValueError(f"method {self.method!r} has no teacher, but teacher = {self.teacher!r}")
+        if method.uses_groups != (self.groups is not None):
+            word = "needs" if method.uses_groups else "takes no"
+            raise ValueError(f"method {self.method!r} {word} groups (given: {self.groups})")
+        if self.groups and self.groups > RECIPES[self.dataset].classes:
+            raise ValueError(f"groups = {self.groups}: {self.dataset} has {RECIPES[self.dataset].classes} classes")
+        return self
+
+    @property
+    def teacher_spec(self) -> RunSpec:
+        """The run that makes this run's teacher: the same data and schedule, plain cross-entropy."""
+        keep = self.model_dump(exclude={"teacher", "method_args", "groups", "teacher_source"})
+        new = {"student": self.teacher, "method": "teacher", "seed": self.teacher_seed, "teacher_seed": 0}
+        return RunSpec(**(keep | new))
+
+    @property
+    def pair(self) -> str:
+        return f"{self.teacher}-{self.student}" if self.teacher else self.student
+
+    @property
+    def title(self) -> str:
+        """A short name for people, for progress lines and messages."""
+        return f"{self.method} {self.pair} gamma {self.gamma:g} seed {self.seed}"
+
+
+# fmt: off
+class StudyParameters(_Strict):
+    """A study's parameter file. Every key has a default; the defaults are the quick study.
+
+    Descriptions are what the notebooks' parameters cell shows behind each key.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$",
+        description="folder of the results, below outputs/")] = "quick"
+    dataset: Annotated[Dataset, Field(description="digits, cifar10 or cifar100: its long-tailed version")] = "digits"
+    gammas: Annotated[list[Imbalance], Field(min_length=1,
+        description="imbalance factors: largest over smallest class")] = [20.0]
+    pairs: Annotated[list[str], Field(min_length=1, description="teacher-student, by network names")] = ["resnet20-resnet8"]
+    methods: Annotated[list[str], Field(min_length=1, description="what is compared; `ltkd methods` lists all")] = [
+        "student", "kd", "ltkd", "kd_ce1", "kd_adjusted", "balanced_softmax",
+        "balanced_softmax_kd_adjusted", "balanced_softmax_ltkd"]
+    seeds: Annotated[list[Seed], Field(min_length=1,
+        description="one run each: initialisation, order and views of the student")] = [0, 1, 2, 3, 4]
+    split_seed: Annotated[Seed, Field(description="which images are kept")] = 0
+    teacher_seed: Annotated[Seed, Field(description="the one teacher that all students share")] = 0
+    epochs: Annotated[int | None, Field(ge=1, le=10_000, description="None: the data set's own (digits 40, CIFAR 240)")] = None
+    batch: Annotated[int | None, Field(ge=2, le=65_536, description="None: the data set's own (digits 32, CIFAR 64)")] = None
+    lr: Annotated[Positive | None, Field(description="peak learning rate; None: the data set's own (0.05)")] = None
+    schedule: Annotated[Schedule, Field(description="steps: x 0.1 at 5/8, 6/8, 7/8 of the epochs; or one_cycle")] = "one_cycle"
+    clip_norm: Annotated[Positive | None, Field(description="clip the gradient's norm; None: never")] = None
+    groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
+    alpha: Annotated[Weight, Field(description="LTKD's cross-group weight")] = 1.0
+    beta: Annotated[Weight, Field(description="LTKD's within-group weight")] = 1.0
+    temperature: Annotated[Positive, Field(description="of every method that has one")] = 4.0
+    method_args: Annotated[dict[str, dict[str, float | bool]], Field(
+        description="overrides by method, such as {'kd': {'ce_weight': 0.5}}")] = {}
+    ablations: Annotated[list[str], Field(description="cells of the ablation")] = list(ABLATIONS)
+    group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
+    eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 1
+    precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
+    threads: Annotated[int, Field(ge=1, le=1024, description="processor threads of a run; jobs = cores / threads")] = 1
+    teacher_source: Annotated[Source, Field(description="table: teacher's answers computed once; live: each step")] = "table"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")] = "auto"
+    data_root: Annotated[str | None, Field(description="folder of the data sets; None: LTKD_DATA, else data/")] = None
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _coherent(self) -> StudyParameters:
+        classes = RECIPES[self.dataset].classes
+        for name in ("gammas", "pairs", "methods", "seeds", "ablations", "group_counts"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} = {values!r}: each value may stand there once")
+        for pair in self.pairs:
+            parts = pair.split("-")
+            if len(parts) != 2:
+                raise ValueError(f"pairs: {pair!r} should be teacher-student, such as 'vgg13-vgg8'")
+            for network in parts:
+                _known("network in pairs:", network, NETWORKS)
+        for method in self.methods:
+            _known("method in methods:", method, [m for m in METHODS if m != "teacher"])
+        for cell in self.ablations:
+            _known("cell in ablations:", cell, ABLATIONS)
+        for method, given in self.method_args.items():
+            method_args(method, given)
+        for n in (self.groups, *self.group_counts):
+            if n > classes:
+                raise ValueError(f"groups, group_counts: {n} groups, but {self.dataset} has {classes} classes")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags, merges of duplicate keys or surprises: 1e-3 is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rx) for tag, rx in pairs if tag != "tag:yaml.org,2002:timestamp"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ParameterError(f"line {key.start_mark.line + 1}: a key should be a word, not a list or mapping")
+        if key.value in seen:
+            raise ParameterError(f"line {key.start_mark.line + 1}: the key {key.value!r} stands there twice; keep one")
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ParameterError that names the file and the mend."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ParameterError(f"{path}: there is no such file.{nearest(str(path), near) if near else ''}")
+    if path.stat().st_size > 1_000_000:
+        raise ParameterError(f"{path}: larger than 1 MB; a parameter file is a page of text")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except ParameterError as error:
+        raise ParameterError(f"{path}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ParameterError(f"{path}: not plain YAML: {text}") from None
+    if not isinstance(values, dict):
+        kind = "empty" if values is None else f"a {type(values).__name__}"
+        raise ParameterError(f"{path}: the file is {kind}; it should be lines of `key: value`, such as `name: mine`")
+    return values
+
+
+def check(model: type[_Strict], values: dict[str, Any], source: str = "parameters") -> Any:
+    """``model`` from ``values``, or a ParameterError with a line a mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{key}: unknown key.{nearest(key, model.model_fields)}")
+            elif item["type"] == "missing":
+                lines.append(f"{key}: missing; it has no default")
+            else:
+                text = item["msg"].removeprefix("Value error, ")
+                text = text[:1].lower() + text[1:] if key else text
+                lines.append(f"{key} = {item['input']!r}: {text}" if key else text)
+        lines = list(dict.fromkeys(lines))
+        raise ParameterError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def load_parameters(path: str | Path) -> StudyParameters:
+    """A study's parameter file, checked whole."""
+    return check(StudyParameters, read_yaml(path), str(path))
+
+
+def load_spec(path: str | Path) -> RunSpec:
+    """A run's spec file, checked whole; what it leaves out comes from the data set's recipe."""
+    values = read_yaml(path)
+    recipe = RECIPES.get(str(values.get("dataset")))
+    defaults = {k: getattr(recipe, k) for k in ("epochs", "batch", "lr")} if recipe else {}
+    return check(RunSpec, defaults | values, str(path))
+
+
+def parameters_cell() -> str:
+    """Source of the notebooks' parameters cell: each key, its type, its default and what it means."""
+    lines = []
+    for name, info in StudyParameters.model_fields.items():
+        value = info.default
+        kind = "object" if value is None else type(value).__name__
+        lines.append(f"{name}: {kind} = {value!r}  # {info.description}")
+    return "\n".join(lines)

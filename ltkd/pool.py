@@ -1,0 +1,230 @@
+"""Many runs side by side in local processes: teachers first, one failure stops no other."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from json import loads
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from .files import cores
+from .params import RunSpec
+from .runs import RunRecord, Store, identity, run
+from .train import Diverged, Stopped
+
+_STOP: Any = None  # the pool's event, set in each worker
+
+
+@dataclass
+class Outcome:
+    """What became of a list of specs: records by identity, reasons of failures, and what is left."""
+
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: list[RunSpec] = field(default_factory=list)
+
+
+def _enter(stop: Any, parent: int) -> None:
+    """A worker leaves signals to its parent, and does not outlive it."""
+    global _STOP
+    _STOP = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
+    run(spec, outputs=folder, device=device, data_root=data_root, stop=_STOP.is_set)
+
+
+def with_teachers(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The specs once each, every teacher before the first student that needs it."""
+    out: dict[str, RunSpec] = {}
+    for spec in specs:
+        for one in ([spec.teacher_spec] if spec.teacher else []) + [spec]:
+            out.setdefault(identity(one), one)
+    return sorted(out.values(), key=lambda one: one.method != "teacher")
+
+
+def jobs_for(jobs: int | None, specs: Sequence[RunSpec]) -> int:
+    """As many runs at once as the cores hold without sharing one, or what was asked for."""
+    threads = max((spec.threads for spec in specs), default=1)
+    return min(jobs or max(1, cores() // threads), max(1, len(specs)))
+
+
+def make(
+    specs: Sequence[RunSpec],
+    folder: Path,
+    *,
+    device: str = "auto",
+    data_root: str | None = None,
+    jobs: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> Outcome:
+    """Make what is missing of ``specs`` (and of their teachers) and return all records.
+
+    jobs     runs at once; None: cores / threads
+    stop     polled twice a second; when true, the runs in flight save a checkpoint and end
+    """
+    store, out = Store(folder), Outcome()
+    todo: list[RunSpec] = []
+    for spec in with_teachers(specs):
+        found = store.get(spec)
+        if found:
+            out.records[identity(spec)] = found
+        else:
+            todo.append(spec)
+    if not todo:
+        return out
+    context, count = get_context("spawn"), jobs_for(jobs, todo)
+    event = context.Event()
+    flying: dict[Future[None], RunSpec] = {}
+    with (
+        ProcessPoolExecutor(count, context, _enter, (event, os.getpid())) as pool,
+        _display(store, lambda: list(flying.values()), len(todo), quiet) as advance,
+    ):
+        while todo or flying:
+            for spec in list(todo) if not event.is_set() else []:
+                if len(flying) >= count:
+                    break
+                state = _teacher_state(spec, out)
+                if state == "ready":
+                    flying[pool.submit(_work, spec, folder, device, data_root)] = spec
+                if state == "lost":
+                    out.failed[identity(spec)] = f"{spec.title}: its teacher could not be trained"
+                if state != "wait":
+                    todo.remove(spec)
+            done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                spec = flying.pop(future)
+                try:
+                    future.result()
+                    out.records[identity(spec)] = store.get(spec)  # type: ignore[assignment]
+                except Stopped:
+                    out.left.append(spec)
+                except Diverged as error:
+                    out.failed[identity(spec)] = str(error)
+                except BrokenProcessPool:
+                    out.failed[identity(spec)] = f"{spec.title}: its process was killed (out of memory?)"
+                    event.set()
+                except Exception as error:
+                    out.failed[identity(spec)] = f"{spec.title}: {type(error).__name__}: {error}"
+                advance(spec, identity(spec) in out.records)
+            if stop() and not event.is_set():
+                event.set()
+            if event.is_set() and not flying:
+                out.left += todo
+                todo = []
+    return out
+
+
+def _teacher_state(spec: RunSpec, out: Outcome) -> str:
+    if spec.teacher is None:
+        return "ready"
+    name = identity(spec.teacher_spec)
+    if name in out.failed:
+        return "lost"
+    if name not in out.records:
+        return "wait"
+    return "lost" if out.records[name].diverged else "ready"
+
+
+@contextmanager
+def _display(
+    store: Store, flying: Callable[[], list[RunSpec]], total: int, quiet: bool
+) -> Iterator[Callable[[RunSpec, bool], None]]:
+    """Bars on a terminal, else a line an epoch; both read the progress files that the runs keep."""
+    began, finished = time.monotonic(), 0
+    bars = None
+    if sys.stderr.isatty() and not quiet:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                        TextColumn("{task.fields[note]}"))  # fmt: skip
+        whole = bars.add_task("all runs", total=total, note="")
+        tasks: dict[str, Any] = {}
+        bars.start()
+    seen: dict[str, int] = {}
+    over = threading.Event()
+
+    def left() -> str:
+        if not finished:
+            return ""
+        seconds = (time.monotonic() - began) / finished * (total - finished)
+        return f"{_clock(seconds)} left"
+
+    def look() -> None:
+        while not over.wait(0.5):
+            for spec in flying():
+                name, now = identity(spec), _read_progress(store, spec)
+                if now is None:
+                    continue
+                if bars:
+                    if name not in tasks:
+                        tasks[name] = bars.add_task(spec.title, total=now["epochs"], note="")
+                    bars.update(tasks[name], completed=now["epoch"], note=_note(now))
+                elif seen.get(name) != now["epoch"]:
+                    seen[name] = now["epoch"]
+                    _say(f"  {spec.title}: epoch {now['epoch']}/{now['epochs']}, {_note(now)}")
+
+    def advance(spec: RunSpec, good: bool) -> None:
+        nonlocal finished
+        finished += 1
+        if bars:
+            if identity(spec) in tasks:
+                bars.remove_task(tasks.pop(identity(spec)))
+            bars.update(whole, completed=finished, note=left())
+        elif not quiet:
+            _say(f"[{finished}/{total}] {spec.title}: {'done' if good else 'not done'}. {left()}")
+
+    thread = threading.Thread(target=look, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        if bars:
+            bars.stop()
+
+
+def _read_progress(store: Store, spec: RunSpec) -> dict[str, Any] | None:
+    try:
+        return dict(loads((store.run_folder(spec) / "progress.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _note(now: dict[str, Any]) -> str:
+    text = f"{now['images_per_second']:.0f} images/s, {_clock(now['seconds_left'])} left"
+    return text if now["accuracy"] is None else f"{text}, test {now['accuracy']:.1f} %"
+
+
+def progress_of(store: Store, spec: RunSpec) -> str:
+    """Where an unfinished run is, in words; empty when it never began."""
+    now = _read_progress(store, spec)
+    return f"epoch {now['epoch']}/{now['epochs']}, {_note(now)}" if now else ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"

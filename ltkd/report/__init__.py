@@ -1,0 +1,1 @@
+"""Figures, tables, the comparison with the paper, and the pages that carry them."""

@@ -1,0 +1,76 @@
+"""From finished runs to a study's pages: what is up to date is left alone."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..files import cores, write_atomic
+from ..notebooks import execute_all
+from ..params import RECIPES
+from ..study import PARTS, Study
+from . import page
+
+
+def build(
+    study: Study,
+    notebooks: Sequence[Path],
+    parameters: Mapping[str, Any],
+    *,
+    jobs: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[list[str], list[str]]:
+    """Execute the notebooks whose inputs changed, then write runs.csv and the index pages.
+
+    Returns the names of the reports made and the texts of those that failed.
+    """
+    reports = study.folder / "reports"
+    stale = [path for path in notebooks if not _fresh(study, path.stem, reports)]
+    values = {k: v for k, v in parameters.items() if k != "data_root"}  # no path enters a report
+    env = {"LTKD_OUTPUTS": str(study.folder.parent)}
+    if study.parameters.data_root:
+        env["LTKD_DATA"] = study.parameters.data_root
+    results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
+    if stale or not (study.folder / "index.html").exists():
+        write_runs(study)
+        _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
+    made = [result.notebook.stem for result in results if result.ok]
+    return made, [result.error for result in results if not result.ok]
+
+
+def _fresh(study: Study, name: str, reports: Path) -> bool:
+    """Whether a report is there that rests on exactly these runs, parameters and sources."""
+    manifest = page.read_manifest(reports / f"{name}.manifest.json")
+    there = all((reports / f"{name}.{kind}").exists() for kind in ("html", "ipynb"))
+    return there and manifest is not None and manifest.get("inputs") == study.inputs(name)
+
+
+def write_runs(study: Study) -> None:
+    """runs.csv: a row a run and part, the tidy table that the notebooks draw from."""
+    frames = [study.results(part).assign(part=part) for part in PARTS]
+    text = io.StringIO()
+    pd.concat([f for f in frames if len(f)], ignore_index=True).round(4).to_csv(text, index=False)
+    write_atomic(study.folder / "runs.csv", text.getvalue())
+
+
+def _index(study: Study, notebooks: Sequence[Path]) -> None:
+    p, data = study.parameters, study.data()
+    pairs = " and ".join(pair.label for pair in study.pairs)
+    gammas = ", ".join(f"{g:g}" for g in p.gammas)
+    intro = (
+        f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
+        f"{data.title}, imbalance factor {gammas}, {p.epochs or RECIPES[p.dataset].epochs} epochs, "
+        f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[study.is_papers]
+    )
+    page.write_index(study.folder, title=f"{data.title}: {study.name}", intro=intro,
+                     cards=page.cards(study.folder, notebooks),
+                     problems=study.missing().to_dict("records"))  # fmt: skip
+    page.write_studies_index(study.folder.parent)
+
+
+SETTING = {
+    True: "This is the paper's own setting: its numbers stand beside ours with the difference.",
+    False: "This is not the paper's setting: its numbers are shown for orientation, never subtracted.",
+}

@@ -1,0 +1,136 @@
+"""The study's answers: the paper's claims tested one by one, and the questions that it does not ask."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+from IPython.display import Markdown
+
+from . import paper, tables
+from .paper import Setting
+from .tables import LABELS, Interval, interval_of, paired, verdict
+
+CLAIMS = {
+    1: "The teacher's mass goes to the head, and rebalancing evens it",
+    2: "LTKD beats KD, on the tail and overall",
+    3: "The LTKD student exceeds its own teacher on the tail",
+    4: "The rebalanced cross term beats the biased one, and both terms beat either alone",
+    5: "The number of groups matters little, from 3 to 25",
+    6: "LTKD beats DKD, ReviewKD, DIST and CAT-KD",
+}
+# What paired differences decide: claim, part, column, better, worse; each on the tail and overall.
+_PAIRED = (
+    (2, "distillation", "method", "ltkd", "kd"),
+    (4, "ablations", "variant", "cross_rebalanced", "cross_biased"),
+    (4, "ablations", "variant", "cross_and_within", "cross_rebalanced"),
+    (4, "ablations", "variant", "cross_and_within", "within_only"),
+    *(
+        (6, "distillation", "method", "ltkd", rival)
+        for rival in ("dkd", "reviewkd", "dist", "catkd")
+    ),
+)
+QUESTIONS = (
+    ("Is it the weight of the label's loss alone?", "kd_ce1", "kd"),
+    ("Does LTKD beat KD at the same outer weights?", "ltkd", "kd_ce1"),
+    ("Does LTKD beat KD from a logit-adjusted teacher?", "ltkd", "kd_adjusted"),
+    ("Does LTKD beat balanced softmax, which needs no teacher?", "ltkd", "balanced_softmax"),
+    ("Does LTKD add to balanced softmax?", "balanced_softmax_ltkd", "balanced_softmax"),
+    ("Does it add more than KD from an adjusted teacher?", "balanced_softmax_ltkd", "balanced_softmax_kd_adjusted"),
+)  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """One test that bears on a claim."""
+
+    claim: int
+    text: str
+    gap: Interval
+    unit: str = "seeds"
+    kind: str = "higher"
+    margin: float = 0.0
+
+
+def group_margin() -> float:
+    """What "little" means: the largest change from n = 3 in the paper's own table up to n = 25."""
+    grid = paper.reported("group_count").pivot_table(index="cell", columns="student", values="top1")
+    return float((grid[grid.index.astype(int) <= 25] - grid.loc["3"]).abs().max().max())
+
+
+def _comparisons(
+    study: Any, setting: Setting, own: dict[str, pd.DataFrame]
+) -> Iterator[Comparison]:
+    if setting.gamma == study.parameters.gammas[0]:
+        pair = next(p for p in study.pairs if tuple(p) == (setting.teacher, setting.student))
+        for text, gap in tables.mass_effects(tables.batches(study, pair)).items():
+            yield Comparison(1, text, gap, "batches")
+    for claim, part, by, better, worse in _PAIRED:
+        gaps = paired(own[part], worse, by)
+        for metric in ("tail", "all"):
+            gap = interval_of(gaps, **{by: better, "metric": metric})
+            yield Comparison(claim, f"{LABELS[better]} − {LABELS[worse]}, {metric}", gap)
+    ltkd = own["distillation"].query("method == 'ltkd'")["tail"]
+    teacher = tables.own_teacher(setting, study.results("teachers"))["tail"]
+    yield Comparison(3, "LTKD − its teacher, tail", tables.t_interval(ltkd - teacher))
+    gaps, margin = paired(own["group_count"], 3, "n_groups", ["all"]), group_margin()
+    for n in sorted(n for n in gaps["n_groups"] if 3 < n <= 25) or [float("nan")]:
+        gap, text = interval_of(gaps, n_groups=n), f"n = {n:g} − n = 3, all, within ±{margin:.1f}"
+        yield Comparison(5, text, gap, kind="equal", margin=margin)
+
+
+def claims(study: Any) -> pd.DataFrame:
+    """Every test of every claim: setting, claim, comparison, points (and interval), n, verdict."""
+    parts = ("distillation", "ablations", "group_count")
+    found = {part: dict(tables.settings(study, part)) for part in parts}
+    none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *tables.METRICS])
+    rows = []
+    for setting in dict.fromkeys(s for own in found.values() for s in own):
+        own = {part: found[part].get(setting, none) for part in parts}
+        for test in sorted(_comparisons(study, setting, own), key=lambda test: test.claim):
+            result = verdict(test.gap, test.kind, test.margin) if test.gap.n else "not tested here"
+            n = f"{test.gap.n} {test.unit}" if test.gap.n else "—"
+            rows.append({"setting": setting.title, "claim": test.claim, "comparison": test.text,
+                         "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
+    """A row a setting and claim: contradicted by any of its tests, confirmed by all that ran."""
+    rows = []
+    for (setting, claim), part in tests.groupby(["setting", "claim"], sort=False):
+        ran = part.loc[part["verdict"] != "not tested here", "verdict"]
+        bad = next((v for v in ("contradicted", "not resolved") if v in set(ran)), None)
+        good = "confirmed" if len(ran) == len(part) else "confirmed where tested"
+        confirmed = f"{(ran == 'confirmed').sum()} of {len(ran)}"
+        rows.append({"setting": setting, "claim": f"{claim}. {CLAIMS[claim]}",
+                     "verdict": (bad or good) if len(ran) else "not tested here",
+                     "tests confirmed": confirmed, "not tested": len(part) - len(ran)})  # fmt: skip
+    return pd.DataFrame(rows).set_index("claim").rename_axis(None)
+
+
+def questions(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the paper does not ask: the tail's gain beside the head's loss, paired by seed."""
+    rows = {}
+    for text, better, worse in QUESTIONS:
+        gaps = paired(runs, worse)
+        found = {m: interval_of(gaps, method=better, metric=m) for m in ("tail", "head", "all")}
+        shown = {metric: gap.difference() for metric, gap in found.items()}
+        side = found["tail"].side if found["tail"].n else "not tested here"
+        difference = f"{LABELS[better]} − {LABELS[worse]}"
+        rows[text] = {"difference": difference, **shown, "n": found["tail"].n, "on the tail": side}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def headline(setting: Setting, runs: pd.DataFrame) -> Markdown:
+    """The study in one sentence: LTKD against KD and against the simplest corrections."""
+    parts = []
+    for worse in ("kd", "kd_adjusted", "balanced_softmax"):
+        gaps = paired(runs, worse)
+        tail, whole = (interval_of(gaps, method="ltkd", metric=m) for m in ("tail", "all"))
+        if tail.n:
+            parts.append(f"**LTKD − {LABELS[worse]}** is {tail.difference()} points on the tail "
+                         f"({tail.side}) and {whole.difference()} overall ({whole.side})")  # fmt: skip
+    n = runs.groupby("method")["seed"].nunique().max()
+    found = "; ".join(parts) or "LTKD or its references are not among the runs"
+    return Markdown(
+        f"{setting.title}: {found}. 95 % t intervals, paired over n = {n} seeds, for one split and one teacher."
+    )

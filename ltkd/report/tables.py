@@ -1,0 +1,441 @@
+"""Statistics and tables: intervals over seeds, paired differences, verdicts, ours beside the paper's.
+
+Two kinds of uncertainty are kept apart. *Over seeds*: t intervals with n - 1 degrees of freedom; a
+seed varies the student's initialisation, order and views, so they hold for the study's one split and
+one teacher. *Over test images*: a bootstrap that resamples the test set within each class and leaves
+the trained networks as they are. Every table says which of the two it shows, and n.
+
+Functions take the rows of one setting (data set, gamma, pair, schedule): ``settings`` splits a part.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from scipy import stats
+
+from ..methods import METHODS
+from . import paper
+from .paper import Setting
+
+LEVEL = 0.95
+TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+GROUPS = ("head", "medium", "tail")
+METRICS = ("all", *GROUPS)
+BEST = "all, best test epoch †"
+LABELS = {name: method.label for name, method in METHODS.items()} | {
+    "reviewkd": "ReviewKD", "catkd": "CAT-KD", "baseline": "KD (baseline)", "cross_biased": "cross, biased",
+    "cross_rebalanced": "cross, rebalanced", "within_only": "within only",
+    "cross_and_within": "cross + within"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval; n = 1 has none (low and high are NaN), n = 0 means: not run."""
+
+    mean: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    n: int = 0
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> "Interval":
+        return cls(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
+
+    def plus_minus(self, digits: int = 1) -> str:
+        """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets."""
+        if self.n < 2:
+            return f"{self.mean:.{digits}f} (1, no interval)" if self.n else "—"
+        return f"{self.mean:.{digits}f} ± {(self.high - self.low) / 2:.{digits}f} ({self.n})"
+
+    def difference(self, digits: int = 1) -> str:
+        """'+2.1 [0.3, 3.9]', with a true minus sign."""
+        if not self.n:
+            return "—"
+        ends = f"[{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.n > 1 else "(no interval)"
+        return f"{self.mean:+.{digits}f} {ends}".replace("-", "−")
+
+    @property
+    def side(self) -> str:
+        """On which side of zero the whole interval lies."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not resolved"
+
+
+def t_interval(values: Iterable[float]) -> Interval:
+    """Student's t interval of the mean, n - 1 degrees of freedom; missing values do not count."""
+    x = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
+    if len(x) < 2:
+        return Interval(mean=float(x[0]), n=1) if len(x) else Interval()
+    half = stats.t.ppf(TAILS[1], len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
+
+
+def verdict(gap: Interval, claim: str = "higher", margin: float = 0.0) -> str:
+    """confirmed, contradicted or not resolved, from the interval of a difference.
+
+    claim "higher" or "lower": on which side of zero the whole interval lies. "equal": whether it
+    lies within +-margin (confirmed) or wholly outside (contradicted).
+    """
+    if claim == "equal":
+        yes, no = -margin <= gap.low and gap.high <= margin, gap.low > margin or gap.high < -margin
+    elif claim in ("higher", "lower"):
+        yes, no = gap.side == claim, gap.side not in (claim, "not resolved")
+    else:
+        raise ValueError(f"claim = {claim!r}: allowed: higher, lower, equal")
+    return "confirmed" if yes else "contradicted" if no else "not resolved"
+
+
+def settings(study: Any, part: str) -> Iterator[tuple[Setting, pd.DataFrame]]:
+    """Each setting of a study's part, with its rows.
+
+    Runs without a teacher join every pair of their student.
+    """
+    runs = study.results(part)
+    if runs.empty:
+        return
+    same = ["dataset", "gamma", "student", "epochs"]
+    for key in runs.loc[runs["teacher"] != "", [*same, "teacher"]].drop_duplicates().itertuples():
+        shared = (runs[same] == [getattr(key, name) for name in same]).all(axis=1)
+        rows = runs[shared & runs["teacher"].isin(["", key.teacher])]
+        where = (key.dataset, key.gamma, key.teacher, key.student, key.epochs)
+        yield Setting(*where, schedule=study.parameters.schedule), rows
+
+
+def own_teacher(setting: Setting, teachers: pd.DataFrame) -> pd.Series:
+    """The row of the one teacher that the students of ``setting`` share."""
+    same = (teachers["student"] == setting.teacher) & (teachers["gamma"] == setting.gamma)
+    if same.sum() != 1:
+        raise ValueError(f"teacher of {setting.title}: {same.sum()} rows, should be 1")
+    return teachers[same].iloc[0]
+
+
+def named(runs: pd.DataFrame, by: str) -> pd.DataFrame:
+    """``runs`` with the display label of what ``by`` compares: method, variant or n_groups."""
+    if by == "n_groups":
+        return runs.assign(label=[f"n = {int(n)}" for n in runs[by]])
+    return runs.assign(label=runs[by].map(LABELS).fillna(runs[by]))
+
+
+def summarise(
+    runs: pd.DataFrame, by: str = "method", metrics: Sequence[str] = METRICS
+) -> pd.DataFrame:
+    """Mean and t interval over seeds. Tidy: by, label, ours, metric, mean, low, high, n."""
+    rows = [
+        {by: key, "label": part["label"].iloc[0], "ours": bool(part["ours"].any()), "metric": metric,
+         **vars(t_interval(part[metric]))}
+        for key, part in named(runs, by).groupby(by, sort=False) for metric in metrics
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=[by, "label", "ours", "metric", "mean", "low", "high", "n"])
+
+
+def paired(
+    runs: pd.DataFrame, reference: Any, by: str = "method", metrics: Sequence[str] = METRICS
+) -> pd.DataFrame:
+    """Differences to ``reference`` within each seed (split and teacher are shared), with t intervals.
+
+    Tidy: by, label, reference, metric, mean, low, high, n; n counts the seeds that both have. Empty
+    when the reference did not run.
+    """
+    runs = named(runs, by)
+    if runs.duplicated([by, "seed"]).any():
+        raise ValueError(f"by = {by!r}: a seed stands there twice; give the rows of one setting")
+    base = runs[runs[by] == reference].set_index("seed")
+    rows = [
+        {by: key, "label": part["label"].iloc[0], "reference": base["label"].iloc[0], "metric": metric,
+         **vars(t_interval(part.set_index("seed")[metric] - base[metric]))}
+        for key, part in runs[runs[by] != reference].groupby(by, sort=False)
+        for metric in metrics if len(base)
+    ]  # fmt: skip
+    return pd.DataFrame(
+        rows, columns=[by, "label", "reference", "metric", "mean", "low", "high", "n"]
+    )
+
+
+def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
+    """The one interval of a tidy frame that matches; n = 0 when there is none."""
+    for column, value in where.items():
+        tidy = tidy[tidy[column] == value]
+    if len(tidy) > 1:
+        raise ValueError(f"{where}: {len(tidy)} rows match, should be one")
+    return Interval.of(tidy.iloc[0]) if len(tidy) else Interval()
+
+
+def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A plain table of strings, a row a label, a column a metric; differences get [low, high] and n."""
+    cells: dict[str, dict[str, Any]] = {}
+    for row in tidy.to_dict("records"):
+        gap, line = Interval.of(row), cells.setdefault(str(row["label"]), {})
+        if "reference" in row:
+            line |= {f"minus {row['reference']}: {row['metric']}": gap.difference(digits)}
+            line["n"] = max(gap.n, line.pop("n", 0))
+        else:
+            line[BEST if row["metric"] == "best_all" else row["metric"]] = gap.plus_minus(digits)
+    return pd.DataFrame.from_dict(cells, orient="index")
+
+
+def accuracies(runs: pd.DataFrame, by: str = "method") -> pd.DataFrame:
+    """The main table: last epoch, 'mean ± half-width (n)'; the best test epoch only as a marked column."""
+    return wide(summarise(runs, by, (*METRICS, "best_all")))
+
+
+def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
+    """What the numbers of a table are, and what their intervals leave out."""
+    counts = runs.groupby(by)["seed"].nunique()
+    n = " to ".join(str(n) for n in sorted({counts.min(), counts.max()}))
+    interval = (
+        "± and [ ] are 95 % t intervals over seeds (n − 1 degrees of freedom), conditional on the one "
+        "split and the one teacher; differences are paired by seed"
+    )
+    return Markdown(
+        "*Top-1 accuracy in percent on the balanced test set, last epoch; head, medium and tail are "
+        f"means over classes; n = {n} seed{'s' * (n != '1')}; "
+        f"{interval if counts.max() > 1 else 'one seed gives no interval'}. "
+        "† The epoch is picked on the test set, which leaks it: no result.*"
+    )
+
+
+def sentence(row: Mapping[Any, Any], claim: str | None = None) -> str:
+    """'LTKD − KD on the tail: +2.1 points [0.3, 3.9], n = 5 seeds, paired: confirmed'.
+
+    Without a claim it ends with higher, lower or not resolved.
+    """
+    gap = Interval.of(row)
+    where = "overall" if row["metric"] == "all" else f"on the {row['metric']}"
+    value, _, ends = gap.difference().partition(" ")
+    return (
+        f"**{row['label']} − {row['reference']}** {where}: {value} points {ends}, n = {gap.n} "
+        f"seed{'s' * (gap.n != 1)}, paired: **{verdict(gap, claim) if claim else gap.side}**"
+    )
+
+
+def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> Markdown:
+    """One sentence a difference, as a list."""
+    rows = differences[differences["metric"].isin(metrics or METRICS)].to_dict("records")
+    lines = "\n".join(f"- {sentence(row, claim)}" for row in rows)
+    return Markdown(lines or "*Not tested here: the study has no such runs.*")
+
+
+def bootstrap(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Percentile interval over test images, resampled within each class; networks stay as they are.
+
+    scores [N]: 0 or 1 an image, or a mean over seeds, or a difference of such means; labels [N];
+    groups [C]: class -> 0, 1, 2. Tidy, in percent: metric, mean, low, high, n (images).
+    """
+    rng, sizes = np.random.default_rng(seed), np.bincount(labels, minlength=len(groups))
+    means = np.empty((draws + 1, len(groups)))
+    for c, size in enumerate(sizes):
+        own = np.asarray(scores, dtype=float)[labels == c]
+        means[0, c], means[1:, c] = own.mean(), own[rng.integers(size, size=(draws, size))].mean(1)
+    rows = []
+    for metric in METRICS:
+        chosen = np.flatnonzero(
+            (groups == GROUPS.index(metric)) if metric != "all" else groups >= 0
+        )
+        if len(chosen):
+            weights = sizes[chosen] if metric == "all" else None
+            value = 100 * np.average(means[:, chosen], axis=1, weights=weights)
+            interval = Interval(value[0], *np.quantile(value[1:], TAILS), int(sizes[chosen].sum()))
+            rows.append({"metric": metric, **vars(interval)})
+    return pd.DataFrame(rows)
+
+
+def both_intervals(
+    runs: pd.DataFrame,
+    predictions: Mapping[str, np.ndarray],
+    data: Any,
+    method: str,
+    reference: str,
+) -> pd.DataFrame:
+    """One difference with its two intervals side by side: over seeds, and over test images."""
+    seeds = {m: set(runs.loc[runs["method"] == m, "seed"]) for m in (method, reference)}
+    runs = runs[runs["seed"].isin(seeds[method] & seeds[reference])]
+    if runs.empty:
+        return pd.DataFrame()
+    labels, score = np.asarray(data.test_labels), {}
+    for m in (method, reference):
+        guesses = [np.asarray(predictions[run]) for run in runs.loc[runs["method"] == m, "run"]]
+        score[m] = np.mean([guess == labels for guess in guesses], axis=0)
+    images = bootstrap(score[method] - score[reference], labels, np.asarray(data.groups(3)))
+    gaps = paired(runs, reference)
+    rows = []
+    for row in images.to_dict("records"):
+        over_seeds = interval_of(gaps, method=method, metric=row["metric"])
+        rows.append({
+            "": row["metric"], "over seeds (t, paired)": over_seeds.difference(), "seeds": over_seeds.n,
+            "over test images (bootstrap)": Interval.of(row).difference(), "images": row["n"]})  # fmt: skip
+    return pd.DataFrame(rows).set_index("")
+
+
+def beside_paper(
+    runs: pd.DataFrame, setting: Setting, table: str, by: str = "method"
+) -> tuple[Markdown, pd.DataFrame]:
+    """A heading that says whether the paper's setting is ours, and the table; differences only then."""
+    heading, cells = paper.beside(setting, table)
+    same = paper.comparable(setting, table)
+    values = cells.set_index(["cell", "metric"])["top1"]
+    rows: dict[str, dict[str, str]] = {}
+    theirs = "paper" if same else "paper, other setting"
+    metrics = [m for m in ("tail", "all") if m in set(cells["metric"])]
+    for row in summarise(runs, by, metrics).to_dict("records"):
+        ours, metric, line = Interval.of(row), row["metric"], rows.setdefault(row["label"], {})
+        value = values.get((str(row[by]), metric), np.nan)
+        line[f"{metric}: ours"] = ours.plus_minus(2 if same else 1)
+        line[f"{metric}: {theirs}"] = f"{value:.2f}"
+        if same:
+            line[f"{metric}: ours − paper"] = f"{ours.mean - value:+.2f}".replace("-", "−")
+    for cell in cells["cell"].unique():
+        if cell not in {*runs[by].astype(str), "teacher"}:
+            label = f"n = {cell}" if by == "n_groups" else LABELS.get(cell, cell)
+            shown = {f"{metric}: {theirs}": f"{v:.2f}" for metric, v in values[cell].items()}
+            rows[f"{label} (not run here)"] = shown
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return Markdown(heading), table.replace(["nan", "+nan"], "—").fillna("—")
+
+
+def against_paper(runs: pd.DataFrame, setting: Setting, table: str) -> pd.DataFrame:
+    """The cells that both have: summarise's columns and ``paper``; empty unless the setting is the same."""
+    if not paper.comparable(setting, table):
+        return pd.DataFrame()
+    cells = paper.beside(setting, table)[1].rename(columns={"cell": "method", "top1": "paper"})
+    ours = summarise(runs, metrics=("all", "tail"))
+    return ours.merge(cells[["method", "metric", "paper"]], on=["method", "metric"])
+
+
+def classes(data: Any) -> pd.DataFrame:
+    """A row a class: class_id, class_name, count (training images), group (0 head, 1, 2)."""
+    columns = {"class_name": list(data.class_names), "count": data.counts, "group": data.groups(3)}
+    return (
+        pd.DataFrame({k: np.asarray(v) for k, v in columns.items()})
+        .rename_axis("class_id")
+        .reset_index()
+    )
+
+
+def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
+    """The way along ``path`` (methods or variants), a paired difference a step; cells not run are skipped.
+
+    Tidy: label, method, kind (total or step), metric, start, mean, low, high, n; the steps add up.
+    """
+    cells = runs.assign(cell=runs["variant"].where(runs["variant"] != "", runs["method"]))
+    path = [cell for cell in path if cell in set(cells["cell"])]
+    means = summarise(cells, "cell", [metric]).set_index("cell")
+    methods = cells.groupby("cell")["method"].first()
+    rows = []
+    for before, after in zip([None, *path], [*path, None], strict=True):
+        total = before is None or after is None
+        name = before if after is None else after
+        row = means.loc[name].to_dict() | {"method": methods[name], "kind": "total", "start": 0.0}
+        if not total:
+            gaps = paired(cells, before, "cell", [metric])
+            row |= {
+                "label": f"→ {row['label']}",
+                "kind": "step",
+                "start": means.loc[before, "mean"],
+            }
+            row |= vars(interval_of(gaps, cell=after))
+        rows.append(row)
+    return pd.DataFrame(rows) if len(path) > 1 else pd.DataFrame()
+
+
+def teacher_mass(
+    logits: Any, labels: Any, groups: Any, batch: str, *, size: int = 64, draws: int = 200,
+    temperature: float = 4.0, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Where a teacher's probability goes in batches: the share of each group in percent.
+
+    logits [N, C], labels [N], groups [C]. batch "balanced": every class equally often (to one
+    image); "long-tailed": images at random. Tidy: batch, draw, stage, group, share; the stages are
+    the labels, the teacher, and the teacher as LTKD rebalances it.
+    """
+    import torch
+
+    from ..losses.decomposition import group_log_probs
+    from ..losses.ltkd import log_batch_mass, rebalance
+
+    rng, rows = np.random.default_rng(seed), []
+    labels, ids, n = np.asarray(labels), torch.as_tensor(groups), int(max(groups)) + 1
+    log_g, _ = group_log_probs(torch.as_tensor(logits).double(), ids, n, temperature)
+    members = [np.flatnonzero(labels == c) for c in range(len(ids))]
+    for draw in range(draws):
+        chosen = rng.choice(len(labels), size)
+        if batch == "balanced":
+            turns = [rng.permutation(len(ids)) for _ in range(-(-size // len(ids)))]
+            chosen = np.array([rng.choice(members[c]) for c in np.concatenate(turns)[:size]])
+        own = log_g[chosen]
+        stages = {
+            "labels": np.bincount(ids.numpy()[labels[chosen]], minlength=n) / size,
+            "teacher": own.exp().mean(0).numpy(),
+            "rebalanced": rebalance(own, log_batch_mass(own)).exp().mean(0).numpy(),
+        }
+        rows += [
+            {"batch": batch, "draw": draw, "stage": stage, "group": GROUPS[g], "share": 100 * share[g]}
+            for stage, share in stages.items() for g in range(n)
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def batches(study: Any, pair: Any) -> pd.DataFrame:
+    """``teacher_mass`` of a pair's teacher (first gamma): balanced test, long-tailed training batches."""
+    (model, _), data = study.teacher(pair), study.data()
+    kinds = {"balanced": (data.test_images, data.test_labels),
+             "long-tailed": (data.train_images, data.train_labels)}  # fmt: skip
+    groups, t = data.groups(3), study.parameters.temperature
+    return pd.concat([teacher_mass(study.logits(model, images), labels, groups, kind, temperature=t)
+                      for kind, (images, labels) in kinds.items()], ignore_index=True)  # fmt: skip
+
+
+def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
+    """The two parts of the paper's first claim, each with the middle 95 % of batches; n counts batches."""
+    share = mass.pivot_table(index=["batch", "draw"], columns=["stage", "group"], values="share")
+    spread = {s: share[s].max(axis=1) - share[s].min(axis=1) for s in ("teacher", "rebalanced")}
+    excess = (share["teacher", "head"] - share["labels", "head"]).xs("balanced", level="batch")
+    evened = (spread["teacher"] - spread["rebalanced"]).xs("long-tailed", level="batch")
+    named = {"head: teacher − labels, balanced batches": excess,
+             "largest − smallest group: biased − rebalanced, long-tailed batches": evened}  # fmt: skip
+    return {name: Interval(x.mean(), *x.quantile(TAILS), len(x)) for name, x in named.items()}
+
+
+def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> pd.DataFrame:
+    """Where the test images of each group go, in percent over all seeds: label, true, predicted, share."""
+    groups = np.asarray(data.groups(3))
+    truth, rows = groups[np.asarray(data.test_labels)], []
+    for label, part in runs.groupby("label", sort=False):
+        guesses = np.stack([groups[np.asarray(predictions[run])] for run in part["run"]])
+        rows += [
+            {"label": label, "true": GROUPS[a], "predicted": GROUPS[b],
+             "share": 100 * np.mean(guesses[:, truth == a] == b)}
+            for a in np.unique(truth) for b in range(len(GROUPS))
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def frequency_sentence(per_class: pd.DataFrame) -> Markdown:
+    """Rank correlation of class frequency and accuracy (mean over seeds), and head minus tail."""
+    lines = []
+    for label, part in per_class.groupby("label", sort=False):
+        mean = part.groupby("class_id")[["accuracy", "count", "group"]].mean()
+        flat = mean["accuracy"].nunique() < 2 or mean["count"].nunique() < 2
+        rho = np.nan if flat else stats.spearmanr(mean["count"], mean["accuracy"]).statistic
+        by_group = mean.groupby("group")["accuracy"].mean()
+        text = (
+            f"rank correlation {rho:+.2f} over {len(mean)} classes, "
+            f"head − tail {by_group.iloc[0] - by_group.iloc[-1]:+.1f} points"
+        ).replace("-", "−")
+        lines.append(f"- **{label}**, class frequency and accuracy: {text}")
+    return Markdown("\n".join(lines))
+
+
+def identities(lines: Mapping[str, tuple[Any, Any]]) -> pd.DataFrame:
+    """Each line's two sides, compared sample by sample: means and the largest absolute difference."""
+    rows = {}
+    for name, sides in lines.items():
+        left, right = (np.asarray(side, dtype=float) for side in sides)
+        error = np.abs(left - right).max()
+        rows[name] = {"left, mean": f"{left.mean():.6g}", "right, mean": f"{right.mean():.6g}",
+                      "largest difference": f"{error:.1e}", "equal to 1e-12": "yes" if error < 1e-12 else "no"}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,233 @@
+"""From a spec to its record: cached by identity, done once, resumable, whole or absent.
+
+A run's identity is the hash of its spec, of its data and of a numerics version that is raised by hand
+when the numbers change (a golden test tells when). The device is not in it: a record from another
+device is reused, and shown as such.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from . import files
+from .data import fingerprint, load
+from .methods import METHODS
+from .models import create_model
+from .params import RECIPES, RunSpec
+from .teacher import Teacher
+from .train import Diverged, Progress, Trainer
+
+NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are then made anew
+
+
+def identity(spec: RunSpec) -> str:
+    """16 hex digits that stand for the spec, the data and the numerics version."""
+    return files.sha256(files.canonical([spec.model_dump(), fingerprint(spec.dataset), NUMERICS]))[:16]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run came to: ``values`` is the content of record.json, ``folder`` where it lies."""
+
+    spec: RunSpec
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def run(self) -> str:
+        return str(self.values["run"])
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.values["status"] == "diverged")
+
+    def correct(self, epoch: int = -1) -> np.ndarray:
+        """Correct test images a class [C] at the end, or at an index of the evaluated epochs."""
+        return np.asarray([row["correct"] for row in self.values["history"] if "correct" in row][epoch])
+
+    def predictions(self) -> np.ndarray:
+        """Class ids of the test images [N], last epoch."""
+        return np.load(self.folder / "predictions.npy", allow_pickle=False)
+
+
+class Store:
+    """One study's runs, below ``folder``: runs/<id>/, teachers/<id>.safetensors, tables/<teacher id>/."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def run_folder(self, spec: RunSpec) -> Path:
+        return self.folder / "runs" / identity(spec)
+
+    def model_path(self, spec: RunSpec) -> Path:
+        """Teachers are kept (fp16, committed), so that nobody trains them twice; students are not."""
+        if spec.method == "teacher":
+            return self.folder / "teachers" / f"{identity(spec)}.safetensors"
+        return self.run_folder(spec) / "model.safetensors"
+
+    def get(self, spec: RunSpec) -> RunRecord | None:
+        """The finished record, or None. A damaged one is set aside by name and counts as absent."""
+        folder = self.run_folder(spec)
+        path = folder / "record.json"
+        try:
+            values = json.loads(path.read_text())
+            seal = values.pop("sha256")
+            if seal != files.sha256(files.canonical(values)):
+                raise ValueError("its content does not match its sha256")
+            for name, expected in values["files"].items():
+                if files.sha256(folder / name) != expected:
+                    raise ValueError(f"{name} does not match its sha256")
+        except FileNotFoundError as error:
+            if path.exists():
+                self._set_aside(path, f"{error.filename} is missing")
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._set_aside(path, str(error))
+            return None
+        if spec.method == "teacher" and values["status"] == "done":
+            model = self.model_path(spec)
+            if not model.exists():
+                return None
+            if files.sha256(model) != values["model_sha256"]:
+                self._set_aside(model, "it does not match its record's sha256")
+                return None
+        return RunRecord(spec, {**values, "sha256": seal}, folder)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        print(f"{path}: damaged ({why}); kept as {aside.name}, the run is made anew", flush=True)
+
+    def put(self, spec: RunSpec, values: dict[str, Any], blobs: dict[str, bytes], model: bytes | None) -> None:
+        """Write a record; the record itself comes last, so that its presence means all is there."""
+        folder = self.run_folder(spec)
+        for name, blob in blobs.items():
+            files.write_atomic(folder / name, blob)
+        if model is not None:
+            files.write_atomic(self.model_path(spec), model)
+            values["model_sha256"] = files.sha256(model)
+        values["files"] = {name: files.sha256(blob) for name, blob in blobs.items()}
+        values = json.loads(json.dumps(values))
+        sealed = values | {"sha256": files.sha256(files.canonical(values))}
+        files.write_atomic(folder / "record.json", json.dumps(sealed, indent=1) + "\n")
+
+    def load_model(self, spec: RunSpec) -> nn.Module:
+        """The trained network of a finished run, fp32, in evaluation mode."""
+        path = self.model_path(spec)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: the model of {spec.title} is not there; run the spec first")
+        model = create_model(spec.student, RECIPES[spec.dataset].classes)
+        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        return model.to(memory_format=torch.channels_last).eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is a GPU where there is one. Raises ValueError when cuda is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = 'cuda': no GPU that torch can use; allowed here: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _never() -> bool:
+    return False
+
+
+def run(
+    spec: RunSpec,
+    *,
+    outputs: str | Path | None = None,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    stop: Callable[[], bool] = _never,
+) -> RunRecord:
+    """The record of ``spec``: read when it is there, made when it is not (its teacher's first).
+
+    outputs    the study's folder; None: outputs/scratch
+    stop       polled at every step; when true the run saves a checkpoint and raises ltkd.train.Stopped
+    Raises DataError when the data is missing. Two processes that ask for the same run do it once.
+    """
+    store = Store(outputs or files.outputs_root() / "scratch")
+    found = store.get(spec)
+    if found:
+        return found
+    if spec.teacher:
+        teacher = run(spec.teacher_spec, outputs=store.folder, device=device, data_root=data_root, stop=stop)
+        if teacher.diverged:
+            raise Diverged(f"{spec.title}: its teacher diverged ({teacher.values['reason']})")
+    folder = store.run_folder(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "run.lock"):
+        found = store.get(spec)
+        if not found:
+            _make(spec, store, pick_device(device), data_root, stop)
+            found = store.get(spec)
+    (folder / "run.lock").unlink(missing_ok=True)
+    assert found is not None
+    return found
+
+
+def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | None,
+          stop: Callable[[], bool]) -> None:  # fmt: skip
+    torch.set_num_threads(spec.threads)
+    folder, data = store.run_folder(spec), load(spec.dataset, spec.gamma, spec.split_seed, root)
+    method = METHODS[spec.method]
+    groups = data.groups(spec.groups).tolist() if spec.groups else None
+    objective = method.build(spec.method_args, data.counts.tolist(), groups)
+    padded = data.views.pad(data.train_images).to(device)
+    teacher = None
+    if spec.teacher:
+        table = store.folder / "tables" / identity(spec.teacher_spec)
+        model = store.load_model(spec.teacher_spec).to(device)
+        teacher = Teacher(model, spec, data, padded, table if spec.teacher_source == "table" else None)
+    progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
+
+    def tell(now: Progress) -> None:
+        files.write_atomic(progress, json.dumps({**vars(now), "pid": os.getpid(), "time": time.time()}))
+
+    values: dict[str, Any] = {
+        "run": identity(spec), "numerics": NUMERICS, "spec": spec.model_dump(), "status": "done",
+        "data": {"title": data.title, "sha256": data.sha256, "counts": data.counts.tolist(),
+                 "class_names": data.class_names, "test_counts": data.test_labels.bincount().tolist(),
+                 "split_sha256": files.sha256(data.indices.astype("<i8").tobytes())},
+    }  # fmt: skip
+    blobs, model_bytes = {}, None
+    try:
+        try:
+            trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            os.replace(checkpoint, checkpoint.with_name("checkpoint.safetensors.damaged"))
+            print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
+            trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)
+        done = trainer.train(stop, tell)
+    except Diverged as error:
+        values |= {"status": "diverged", "reason": str(error), "history": trainer.at.history}
+    else:
+        buffer = io.BytesIO()
+        np.save(buffer, done.predictions, allow_pickle=False)
+        blobs["predictions.npy"] = buffer.getvalue()
+        values |= {"history": done.history, "seconds": round(done.seconds, 2),
+                   "images_per_second": round(done.images_per_second, 1)}  # fmt: skip
+        model_bytes = save_tensors(done.state, {"spec": files.canonical(spec.model_dump())})
+    gpu = device.type == "cuda"
+    values |= {
+        "device": torch.cuda.get_device_name() if gpu else "cpu", "hardware": files.hardware(),
+        "compiled": False, "code": files.code_version(), "versions": files.versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    store.put(spec, values, blobs, model_bytes)
+    checkpoint.unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)

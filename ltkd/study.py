@@ -1,0 +1,317 @@
+"""A study: parameters in, a list of runs, tidy tables out. What the notebooks talk to."""
+
+import html
+import json
+import re
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import files, pool
+from .data import LongTailed, load
+from .methods import ABLATIONS, METHODS
+from .params import RECIPES, ParameterError, RunSpec, StudyParameters, check, nearest
+from .runs import RunRecord, Store, pick_device
+from .train import predict
+
+PARTS = ("teachers", "distillation", "ablations", "group_count")
+MANIFEST = "application/vnd.ltkd.manifest+json"
+_NETWORK_LABELS = {"mobilenetv2": "MobileNetV2", "shufflenetv1": "ShuffleNetV1"}
+
+
+class Pair(NamedTuple):
+    """A teacher and a student, by network names."""
+
+    teacher: str
+    student: str
+
+    @property
+    def label(self) -> str:
+        return "-".join(network_label(name) for name in self)
+
+
+def network_label(name: str) -> str:
+    """'resnet32x4' -> 'ResNet32x4', as the papers print it."""
+    if name in _NETWORK_LABELS:
+        return _NETWORK_LABELS[name]
+    return re.sub(r"^(vgg|wrn)", lambda m: m[0].upper(), name).replace("resnet", "ResNet").replace("_", "-")
+
+
+class Study:
+    """The runs that one parameter file asks for, and what came back.
+
+    Raises ParameterError when a parameter is unknown or out of range.
+    """
+
+    def __init__(self, *, outputs: str | Path | None = None, source: str = "parameters", **parameters: Any) -> None:
+        self.parameters: StudyParameters = check(StudyParameters, parameters, source)
+        self.name = self.parameters.name
+        self.folder = files.outputs_root(outputs) / self.name
+        self.pairs = [Pair(*pair.split("-")) for pair in self.parameters.pairs]
+        self.store = Store(self.folder)
+        self._began = time.monotonic()
+        self._used: dict[str, RunRecord] = {}
+        self._failed: dict[str, dict[str, str]] = {}
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> "Study":
+        """The study that a notebook's parameters cell describes; call it right after that cell.
+
+        Every plain value among ``names`` (globals()) is taken for a parameter, so that a misspelt name
+        that papermill injected is refused, not ignored.
+        """
+        machinery = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+        given = {
+            key: value
+            for key, value in names.items()
+            if not key.startswith("_") and key not in machinery
+            and not isinstance(value, types.ModuleType | type | types.FunctionType | types.MethodType)
+        }  # fmt: skip
+        return cls(source="parameters cell", **given)
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether data and schedule are the paper's, so that its numbers may be compared with ours."""
+        p = self.parameters
+        return p.dataset == "cifar100" and (p.epochs or 240) == 240 and p.schedule == "steps"
+
+    # ---- which runs
+
+    def _spec(self, pair: Pair, gamma: float, seed: int, method: str, *, groups: int | None = None,
+              **args: float | bool) -> RunSpec:  # fmt: skip
+        """One run of this study; ``args`` go over the study's own, which go over the method's defaults."""
+        p, about = self.parameters, METHODS[method]
+        recipe = RECIPES[p.dataset]
+        own: dict[str, float | bool] = {"temperature": p.temperature}
+        if about.loss == "ltkd":
+            own |= {"alpha": p.alpha, "beta": p.beta}
+        own = {k: v for k, v in own.items() if k in about.args}
+        own |= p.method_args.get(method, {}) | args
+        return RunSpec(
+            dataset=p.dataset, gamma=gamma, split_seed=p.split_seed, student=pair.student, method=method,
+            teacher=pair.teacher if about.loss else None, teacher_seed=p.teacher_seed if about.loss else 0,
+            method_args=own, groups=(groups or p.groups) if about.uses_groups else None,
+            epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
+            schedule=p.schedule, clip_norm=p.clip_norm, seed=seed, precision=p.precision,
+            threads=p.threads, teacher_source=p.teacher_source if about.loss else "table",
+            eval_every=p.eval_every)  # fmt: skip
+
+    def _grid(self, make: Callable[[Pair, float, int], Sequence[tuple[str, RunSpec]]]) -> list[tuple[str, RunSpec]]:
+        p = self.parameters
+        return [item for gamma in p.gammas for pair in self.pairs for seed in p.seeds for item in make(pair, gamma, seed)]
+
+    def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
+        """(variant, spec) of a part, or of all parts: ``teachers distillation ablations group_count``."""
+        p = self.parameters
+        if part is None:
+            return [item for name in PARTS for item in self.specs(name)]
+        if part not in PARTS:
+            raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
+        if part == "teachers":
+            teachers = [self._spec(pair, g, 0, "kd").teacher_spec for g in p.gammas for pair in self.pairs]
+            return [("", spec) for spec in pool.with_teachers(teachers)]
+        if part == "distillation":
+            return self._grid(lambda *at: [("", self._spec(*at, name)) for name in p.methods])
+        if part == "ablations":
+            return self._grid(lambda *at: [
+                (cell, self._spec(*at, ABLATIONS[cell][0], **ABLATIONS[cell][1])) for cell in p.ablations])  # fmt: skip
+        return self._grid(lambda *at: [("", self._spec(*at, "ltkd", groups=n)) for n in p.group_counts])
+
+    # ---- runs made
+
+    def make(self, specs: Sequence[RunSpec] | None = None, **options: Any) -> pool.Outcome:
+        """Make what is missing (teachers first); options as in ``ltkd.pool.make``."""
+        p = self.parameters
+        wanted = [spec for _, spec in self.specs()] if specs is None else list(specs)
+        if any(self.store.get(spec) is None for spec in pool.with_teachers(wanted)):
+            pick_device(p.device)
+            for gamma in {spec.gamma for spec in wanted}:
+                self.data(gamma)  # absent data is said now, before any process starts
+        out = pool.make(wanted, self.folder, device=p.device, data_root=p.data_root, **options)
+        self._used |= out.records
+        for spec in wanted:
+            reason = out.failed.get(pool.identity(spec))
+            record = out.records.get(pool.identity(spec))
+            if record and record.diverged:
+                reason = record.values["reason"]
+            if reason:
+                self._failed[pool.identity(spec)] = {
+                    "run": pool.identity(spec), "method": spec.method, "pair": spec.pair,
+                    "seed": str(spec.seed), "reason": reason}  # fmt: skip
+        return out
+
+    def _records(self, part: str) -> list[tuple[str, RunRecord]]:
+        items = self.specs(part)
+        records = self.make([spec for _, spec in items], quiet=True).records
+        found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
+        return [(variant, record) for variant, record in found if record and not record.diverged]
+
+    def missing(self, part: str | None = None) -> pd.DataFrame:
+        """Runs of a part (or of all) that failed or diverged, with the reason."""
+        wanted = {pool.identity(spec) for _, spec in self.specs(part)}
+        rows = [row for name, row in self._failed.items() if name in wanted]
+        return pd.DataFrame(rows, columns=["run", "method", "pair", "seed", "reason"])
+
+    # ---- tidy tables
+
+    def results(self, part: str) -> pd.DataFrame:
+        """A row a finished run; accuracies in percent, last epoch; best_* are the best test epoch's.
+
+        all: over the test images; head, medium, tail: macro means over the classes of the three
+        default groups, whatever number of groups the method used.
+        """
+        return pd.DataFrame([self._row(variant, record) for variant, record in self._records(part)])
+
+    def _row(self, variant: str, record: RunRecord) -> dict[str, Any]:
+        spec, values = record.spec, record.values
+        totals = [int(np.sum(row["correct"])) for row in values["history"] if "correct" in row]
+        best = int(np.argmax(totals))
+        epochs = [row["epoch"] for row in values["history"] if "correct" in row]
+        pair = Pair(spec.teacher, spec.student).label if spec.teacher else network_label(spec.student)
+        args = {k: spec.method_args.get(k) for k in ("alpha", "beta", "temperature", "rebalance")}
+        return {
+            "run": record.run, "dataset": spec.dataset, "gamma": spec.gamma, "teacher": spec.teacher or "",
+            "student": spec.student, "pair": pair, "method": spec.method, "label": METHODS[spec.method].label,
+            "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed, "epochs": spec.epochs,
+            "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
+            "best_epoch": epochs[best],
+            **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
+            "seconds": values["seconds"], "device": values["device"],
+        }  # fmt: skip
+
+    def _accuracies(self, record: RunRecord, correct: np.ndarray) -> dict[str, float]:
+        about = record.values["data"]
+        total = np.asarray(about["test_counts"])
+        groups = _default_groups(tuple(about["counts"]))
+        out = {"all": 100 * float(correct.sum() / total.sum())}
+        for k, name in enumerate(("head", "medium", "tail")):
+            out[name] = 100 * float((correct / total)[groups == k].mean())
+        return out
+
+    def per_class(self, part: str) -> pd.DataFrame:
+        """A row a run and class: its training images (count), its group and its test accuracy in percent."""
+        frames = []
+        for variant, record in self._records(part):
+            about, row = record.values["data"], self._row(variant, record)
+            frames.append(pd.DataFrame({
+                **{k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")},
+                "class_id": range(len(about["counts"])), "class_name": about["class_names"],
+                "count": about["counts"], "group": _default_groups(tuple(about["counts"])),
+                "accuracy": 100 * record.correct() / np.asarray(about["test_counts"])}))  # fmt: skip
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def curves(self, part: str) -> pd.DataFrame:
+        """A row a run and epoch: losses, and the accuracies where the epoch was evaluated."""
+        rows = []
+        for variant, record in self._records(part):
+            row = self._row(variant, record)
+            name = {k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")}
+            for entry in record.values["history"]:
+                losses = {k: entry[k] for k in ("epoch", "loss", "label_loss", "distillation_loss")}
+                seen = self._accuracies(record, np.asarray(entry["correct"])) if "correct" in entry else {}
+                rows.append(name | losses | seen)
+        return pd.DataFrame(rows)
+
+    def predictions(self, part: str) -> dict[str, np.ndarray]:
+        """Class ids of the test images [N] at the last epoch, by run."""
+        return {record.run: record.predictions() for _, record in self._records(part)}
+
+    # ---- data and teachers
+
+    def data(self, gamma: float | None = None) -> LongTailed:
+        p = self.parameters
+        return load(p.dataset, gamma or p.gammas[0], p.split_seed, p.data_root)
+
+    def teacher(self, pair: Pair | None = None) -> tuple[nn.Module, dict[str, Any]]:
+        """The pair's trained teacher on the study's first gamma, in evaluation mode, and its record."""
+        spec = self._spec(pair or self.pairs[0], self.parameters.gammas[0], 0, "kd").teacher_spec
+        record = self.make([spec], quiet=True).records[pool.identity(spec)]
+        return self.store.load_model(spec), record.values
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits of uint8 images [N, 3, H, W] in evaluation mode, without augmentation: float32 [N, C]."""
+        spec = self._spec(self.pairs[0], self.parameters.gammas[0], 0, "student")
+        return predict(model, self.data(), images, spec)
+
+    # ---- provenance
+
+    def manifest(self, notebook: str) -> dict[str, Any]:
+        """Everything that a report rests on, sealed by the SHA-256 of itself."""
+        p, data = self.parameters, self.data()
+        recipe = RECIPES[p.dataset]
+        records = sorted(self._used.values(), key=lambda r: r.run)
+        manifest = {
+            "notebook": notebook, "parameters": p.model_dump(exclude={"data_root"}),
+            "data": {"name": data.name, "title": data.title, "sha256": data.sha256,
+                     "train_images": {f"{g:g}": int(self.data(g).counts.sum()) for g in p.gammas},
+                     "test_images": len(data.test_labels)},
+            "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
+            "hardware": "; ".join(sorted({r.values["hardware"] for r in records})) or files.hardware(),
+            "device": ", ".join(sorted({r.values["device"] for r in records})) or "cpu",
+            "seconds": round(time.monotonic() - self._began, 1),
+            "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code": files.code_version(), "versions": files.versions(),
+            "inputs": self.inputs(notebook),
+            "records": [{"run": r.run, "method": r.spec.method, "seed": r.spec.seed,
+                         "commit": r.values["code"]["commit"], "sha256": r.values["sha256"]} for r in records],
+        }  # fmt: skip
+        manifest = json.loads(json.dumps(manifest))
+        return manifest | {"seal": files.sha256(files.canonical(manifest))}
+
+    def inputs(self, notebook: str) -> str:
+        """Hash of all that decides a report's content: a report is up to date while it stays the same."""
+        source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
+        records = [self.store.get(spec) for spec in pool.with_teachers([s for _, s in self.specs()])]
+        return files.sha256(files.canonical([
+            files.sha256(source) if source.exists() else "", files.library_sha256(),
+            self.parameters.model_dump(exclude={"data_root", "device"}),
+            [record.values["sha256"] if record else "" for record in records]]))  # fmt: skip
+
+    def seal(self, notebook: str) -> None:
+        """A notebook's last cell: shows the sealed manifest, and carries it whole for whoever stores it."""
+        from IPython.display import display
+
+        manifest = self.manifest(notebook)
+        rows = {
+            "Data": f"{manifest['data']['title']}, sha256 {manifest['data']['sha256'][:16]}",
+            "Runs used": f"{len(manifest['records'])}",
+            "Inputs": manifest["inputs"][:16],
+        }
+        display({"text/html": _table(rows), "text/plain": str(rows), MANIFEST: manifest}, raw=True)  # type: ignore[no-untyped-call]
+
+    def _repr_html_(self) -> str:
+        p, recipe = self.parameters, RECIPES[self.parameters.dataset]
+        epochs = p.epochs or recipe.epochs
+        runs = pool.with_teachers([spec for _, spec in self.specs()])
+        return _table({
+            "Study": self.name,
+            "Data": f"{self.data().title}, imbalance factor {', '.join(f'{g:g}' for g in p.gammas)}",
+            "Pairs": ", ".join(pair.label for pair in self.pairs),
+            "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, peak rate {p.lr or recipe.lr:g}, "
+                        f"{p.schedule}, {p.precision}",
+            "Seeds": ", ".join(str(seed) for seed in p.seeds),
+            "Runs": f"{len(runs)} in all parts",
+        })  # fmt: skip
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = "".join(f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k, v in rows.items())
+    return f'<table class="facts"><tbody>{cells}</tbody></table>'
+
+
+def _default_groups(counts: tuple[int, ...]) -> np.ndarray:
+    from .groups import class_groups
+
+    return class_groups(torch.tensor(counts), 3).numpy()
+
+
+__all__ = ["MANIFEST", "PARTS", "Pair", "ParameterError", "Study", "network_label"]

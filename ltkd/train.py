@@ -1,0 +1,268 @@
+"""One training run: a plain step, a schedule that is a function of the step, and exact resume.
+
+No random state needs saving: initialisation, order and views are streams of their own, addressed by
+(seed, epoch). What a checkpoint holds is the weights, the momentum, the step and the history.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .data import LongTailed, stream
+from .files import canonical, write_atomic
+from .methods import METHODS, Args, Method
+from .models import create_model
+from .params import SLOW_LEARNERS, RunSpec
+from .teacher import Teacher, autocast, views_of_epoch
+
+EVAL_BATCH = 500
+CHECKPOINT_SECONDS = 60.0
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its checkpoint is on disk."""
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+
+class Objective(nn.Module):
+    """A method's two terms, weighted: what ``Method.build`` makes.
+
+    counts: training images a class, [C].
+    """
+
+    log_counts: Tensor
+    log_prior: Tensor
+
+    def __init__(self, method: Method, args: Args, term: nn.Module | None, counts: Sequence[int]) -> None:
+        super().__init__()
+        n = torch.as_tensor(counts, dtype=torch.float64)
+        if method.balanced or method.adjust:
+            if bool((n < 1).any()):
+                empty = (n < 1).nonzero().flatten().tolist()
+                raise ValueError(f"method {method.name!r} needs an image of every class; none of {empty}")
+        self.method, self.term = method, term
+        self.ce_weight = float(args.get("ce_weight", 1.0))
+        self.kd_weight = float(args.get("kd_weight", 1.0))
+        self.register_buffer("log_counts", n.log().float())
+        self.register_buffer("log_prior", (n / n.sum()).log().float())
+
+    def forward(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """student, teacher: logits [B, C] in fp32; targets [B]. Returns (label term, distillation term)."""
+        shifted = student + self.log_counts if self.method.balanced else student
+        label = self.ce_weight * F.cross_entropy(shifted, targets)
+        if self.term is None or teacher is None:
+            return label, torch.zeros_like(label)
+        if self.method.adjust == "teacher":
+            teacher = teacher - self.log_prior
+        if self.method.adjust == "student":
+            student = student + self.log_prior
+        extra = (targets,) if self.method.loss == "dkd" else ()
+        return label, self.kd_weight * self.term(student, teacher, *extra)
+
+
+def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
+    """The rate of this step (from 0).
+
+    steps: x 0.1 after 5/8, 6/8 and 7/8 of the epochs (150, 180, 210 of 240).
+    one_cycle: linear from 1/25 of the peak over the first quarter, then a cosine to 0 (Smith 2018).
+    """
+    peak = spec.lr * (0.2 if spec.student in SLOW_LEARNERS else 1.0)
+    if spec.schedule == "steps":
+        done = step // steps_per_epoch / spec.epochs
+        return peak * 0.1 ** sum(done >= part for part in (5 / 8, 6 / 8, 7 / 8))
+    done = (step + 1) / (spec.epochs * steps_per_epoch)
+    if done < 0.25:
+        return peak * (0.04 + 0.96 * done / 0.25)
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75))
+
+
+def ramp(method: Method, epoch: int, epochs: int) -> float:
+    """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1), W a fraction of the schedule."""
+    return min(epoch / max(method.warmup * epochs, 1.0), 1.0)
+
+
+def initial_model(spec: RunSpec, classes: int) -> nn.Module:
+    """The student as its seed makes it: the same for every method, so that methods pair by seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream("init", spec.seed).randint(2**31)))
+        return create_model(spec.student, classes).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, data: LongTailed, images: Tensor, spec: RunSpec) -> Tensor:
+    """Logits of uint8 images [N, 3, H, W] as they are, in evaluation mode: float32 [N, C]."""
+    was_training = model.training
+    model.eval()
+    out = []
+    for batch in images.split(EVAL_BATCH):
+        x = data.normalise(batch)
+        with autocast(spec, x.device):
+            out.append(model(x).float())
+    model.train(was_training)
+    return torch.cat(out)
+
+
+def half_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state to keep: matrices and kernels in fp16, vectors and statistics as they are."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    return {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
+
+
+@dataclass
+class Progress:
+    """What a run tells while it trains."""
+
+    epoch: int
+    epochs: int
+    images_per_second: float
+    seconds_left: float
+    accuracy: float | None = None
+
+
+@dataclass
+class Trained:
+    """What training gives back. predictions: class ids of the test images [N]; accuracies in percent."""
+
+    state: dict[str, Tensor]
+    predictions: np.ndarray
+    history: list[dict[str, Any]]
+    seconds: float
+    images_per_second: float
+
+
+@dataclass
+class _Position:
+    """Where a run is; with the weights and the momentum this is all of a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one spec to the end, or to a stop that leaves a checkpoint."""
+
+    def __init__(self, spec: RunSpec, data: LongTailed, objective: nn.Module, teacher: Teacher | None,
+                 padded: Tensor, checkpoint: Path) -> None:  # fmt: skip
+        self.spec, self.data, self.teacher = spec, data, teacher
+        self.device, self.padded, self.checkpoint = padded.device, padded, checkpoint
+        self.model = initial_model(spec, len(data.class_names)).to(self.device)
+        self.objective = objective.to(self.device)
+        self.labels = data.train_labels.to(self.device)
+        self.test = data.test_images.to(self.device), data.test_labels.to(self.device)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.SGD(self.parameters, lr=spec.lr, momentum=spec.momentum,
+                                         weight_decay=spec.weight_decay, fused=True)  # fmt: skip
+        self.steps = len(self.labels) // spec.batch  # the short last batch is dropped, in every method
+        if self.steps == 0:
+            raise ValueError(f"batch = {spec.batch}: the training set has only {len(self.labels)} images")
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.at = _Position()
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        with safe_open(self.checkpoint, "pt") as file:
+            self.at = _Position(**json.loads(file.metadata()["position"]))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        self.sums.copy_(tensors.pop("sums"))
+        for i, p in enumerate(self.parameters):
+            self.optimizer.state[p]["momentum_buffer"] = (
+                torch.empty_like(p).copy_(tensors.pop(f"momentum.{i}"))
+            )  # fmt: skip
+        self.model.load_state_dict(tensors)
+
+    def save(self) -> None:
+        """A whole checkpoint or none."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        tensors["sums"] = self.sums.cpu()
+        for i, p in enumerate(self.parameters):
+            tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
+        write_atomic(self.checkpoint, save(tensors, {"position": canonical(vars(self.at))}))
+
+    def _step(self, index: Tensor, view: Tensor, weight: float) -> None:
+        x = self.data.normalise(self.data.views.take(self.padded, index, view))
+        with autocast(self.spec, self.device):
+            logits = self.model(x)
+        told = self.teacher.logits(index, view) if self.teacher else None
+        label, distil = self.objective(logits.float(), told, self.labels[index])
+        loss = label + weight * distil
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.spec, self.at.step, self.steps)
+        self.optimizer.step()
+        self.sums += torch.stack([loss, label, distil]).detach().double()
+
+    def train(self, stop: Callable[[], bool], tell: Callable[[Progress], None]) -> Trained:
+        """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
+        spec, method, end = self.spec, METHODS[self.spec.method], self.steps * self.spec.epochs
+        began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
+        started = time.monotonic()
+        self.model.train()
+        while self.at.step < end:
+            epoch = self.at.step // self.steps + 1
+            view = views_of_epoch(self.data, spec.seed, epoch).to(self.device)
+            order = stream("order", spec.seed, epoch).permutation(len(self.labels)).astype(np.int64)
+            batches = torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)
+            if self.teacher:
+                self.teacher.begin_epoch(spec.seed, epoch, view)
+            for index in batches[self.at.step % self.steps :]:
+                if stop():
+                    if self.at.step > 0:
+                        self.at.seconds = time.monotonic() - began
+                        self.save()
+                    raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
+                self._step(index, view[index], ramp(method, epoch, spec.epochs))
+                self.at.step += 1
+                if self.at.step % self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.at.seconds = time.monotonic() - began
+                    self.save()
+                    saved = time.monotonic()
+            accuracy = self._end_epoch(epoch)
+            now = time.monotonic()
+            rate = (self.at.step - first) / (now - started)
+            tell(Progress(epoch, spec.epochs, rate * spec.batch, (end - self.at.step) / rate, accuracy))
+            if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
+                self.at.seconds = now - began
+                self.save()
+                saved = now
+        predictions = predict(self.model, self.data, self.test[0], spec).argmax(1).cpu().numpy()
+        seconds = time.monotonic() - began
+        return Trained(half_weights(self.model), predictions.astype(np.int16), self.at.history, seconds,
+                       end * spec.batch / seconds)  # fmt: skip
+
+    def _end_epoch(self, epoch: int) -> float | None:
+        """Close the epoch's books; the only place where the device is waited for."""
+        loss, label, distil = (self.sums / self.steps).tolist()
+        self.sums.zero_()
+        row: dict[str, Any] = {"epoch": epoch, "loss": loss, "label_loss": label, "distillation_loss": distil}
+        if not math.isfinite(loss):
+            raise Diverged(f"{self.spec.title}: the loss is {loss} in epoch {epoch}")
+        last = epoch == self.spec.epochs
+        if last:  # what is kept is what is measured: the saved weights are rounded first
+            self.model.load_state_dict({k: v.float() for k, v in half_weights(self.model).items()})
+        if last or epoch % self.spec.eval_every == 0:
+            logits = predict(self.model, self.data, self.test[0], self.spec)
+            hit = logits.argmax(1) == self.test[1]
+            correct = torch.bincount(self.test[1][hit], minlength=len(self.data.class_names))
+            row["correct"] = correct.tolist()
+        self.at.history.append(row)
+        return 100 * sum(row["correct"]) / len(self.test[1]) if "correct" in row else None

@@ -1,0 +1,88 @@
+"""Class groups against the group sizes that the method's text states, and a literal rank loop."""
+
+import pytest
+import torch
+
+from ltkd.groups import class_groups, threshold_groups
+
+
+def profile(classes: int, n_max: int = 500, gamma: float = 100) -> list[int]:
+    return [int(n_max * (1 / gamma) ** (c / (classes - 1))) for c in range(classes)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(10, [3, 4, 3]), (100, [33, 34, 33]), (200, [67, 66, 67])]
+)
+def test_default_sizes(classes: int, sizes: list[int]) -> None:
+    groups = class_groups(profile(classes))
+    assert groups.dtype == torch.int64
+    assert groups.bincount().tolist() == sizes
+    assert (groups.diff() >= 0).all(), "counts descend with the label, so groups ascend"
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 10, 100])
+def test_every_n_matches_a_literal_loop_over_ranks(classes: int) -> None:
+    torch.manual_seed(classes)
+    counts = torch.randint(0, 20, (classes,))  # many ties
+    ranked = sorted(range(classes), key=lambda c: (-int(counts[c]), c))
+    for n in range(1, classes + 1):
+        expected = [-1] * classes
+        for k in range(n):
+            start = (2 * k * classes + n) // (2 * n)
+            stop = (2 * (k + 1) * classes + n) // (2 * n)
+            for rank in range(start, stop):
+                expected[ranked[rank]] = k
+        groups = class_groups(counts, n)
+        assert groups.tolist() == expected
+        sizes = groups.bincount(minlength=n)
+        assert sizes.max() - sizes.min() <= 1
+        assert sizes.min() >= 1
+
+
+def test_ties_go_by_label_and_order_of_labels_does_not_matter_otherwise() -> None:
+    assert class_groups([5, 5, 9, 1], 4).tolist() == [1, 2, 0, 3]
+    assert class_groups([1, 2, 3], 3).tolist() == [2, 1, 0]
+    assert class_groups([7] * 6).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_thresholds_keep_their_ids_where_a_group_is_empty() -> None:
+    assert threshold_groups([500, 101, 100, 50, 20, 19, 0]).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    # At gamma 10 the rarest class holds 50 images: no tail, yet the others keep their ids.
+    assert threshold_groups(profile(100, gamma=10)).unique().tolist() == [0, 1]
+    assert threshold_groups([19, 3]).tolist() == [2, 2]
+    assert threshold_groups([5, 4, 3], many=4, few=4).tolist() == [0, 1, 2]
+
+
+def test_sequences_tensors_and_dtypes_agree() -> None:
+    counts = profile(10)
+    for other in (tuple(counts), torch.tensor(counts), torch.tensor(counts, dtype=torch.int32)):
+        assert torch.equal(class_groups(other), class_groups(counts))
+        assert torch.equal(threshold_groups(other), threshold_groups(counts))
+
+
+@pytest.mark.parametrize("n", [0, -1, 4, 1.5, True])
+def test_n_groups_out_of_range(n: int) -> None:
+    with pytest.raises(ValueError, match=r"n_groups is .*from 1 to the 3 classes"):
+        class_groups([3, 2, 1], n)
+
+
+@pytest.mark.parametrize("function", [class_groups, threshold_groups])
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([3, -2, 1], r"counts\[1\] is -2"),
+        ([], "counts has shape"),
+        ([[1, 2], [3, 4]], "counts has shape"),
+        ([1.5, 2.0], "counts is torch.float32"),
+        ([True, False], "counts is torch.bool"),
+    ],
+)
+def test_bad_counts(function, counts, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(counts)
+
+
+@pytest.mark.parametrize(("many", "few"), [(10, 20), (5, -1)])
+def test_bad_thresholds(many: int, few: int) -> None:
+    with pytest.raises(ValueError, match=f"many is {many} and few is {few}"):
+        threshold_groups([1, 2], many, few)
