@@ -9,29 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "LTKDLoss": "ltkd.losses",
-    "decompose": "ltkd.losses",
-    "Decomposition": "ltkd.losses",
-    "class_groups": "ltkd.groups",
-    "threshold_groups": "ltkd.groups",
-    "RunSpec": "ltkd.params",
-    "StudyParameters": "ltkd.params",
-    "RunRecord": "ltkd.runs",
-    "run": "ltkd.runs",
-    "Study": "ltkd.study",
-}
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
-
 if TYPE_CHECKING:
-    from .groups import class_groups, threshold_groups
-    from .losses import Decomposition, LTKDLoss, decompose
-    from .params import RunSpec, StudyParameters
-    from .runs import RunRecord, run
-    from .study import Study
+    from .groups import class_groups as class_groups
+    from .groups import threshold_groups as threshold_groups
+    from .losses import Decomposition as Decomposition
+    from .losses import LTKDLoss as LTKDLoss
+    from .losses import decompose as decompose
+    from .params import RunSpec as RunSpec
+    from .params import StudyParameters as StudyParameters
+    from .runs import RunRecord as RunRecord
+    from .runs import run as run
+    from .study import Study as Study
+
+_HOME = {
+    "groups": ("class_groups", "threshold_groups"),
+    "losses": ("Decomposition", "LTKDLoss", "decompose"),
+    "params": ("RunSpec", "StudyParameters"),
+    "runs": ("RunRecord", "run"),
+    "study": ("Study",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"ltkd.{module}"), name)
     raise AttributeError(f"module 'ltkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(name for names in _HOME.values() for name in names)])

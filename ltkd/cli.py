@@ -67,8 +67,10 @@ def _jobs(text: str) -> int | None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ltkd", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="ltkd", description=__doc__, allow_abbrev=False, formatter_class=raw
+    )
     parser.add_argument("--version", action="version", version=f"ltkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -78,15 +80,23 @@ def _arguments() -> argparse.ArgumentParser:
         return command
 
     def where(command: argparse.ArgumentParser, *, work: bool = True) -> None:
-        command.add_argument("--outputs", type=Path, help="results root (else LTKD_OUTPUTS, else outputs/)")
+        command.add_argument(
+            "--outputs", type=Path, help="results root (else LTKD_OUTPUTS, else outputs/)"
+        )
         if work:
-            command.add_argument("--data-root", type=Path, help="data sets (else LTKD_DATA, else data/)")
-            command.add_argument("--budget", type=_budget, help="stop cleanly after this time: 90s, 9m, 1.5h")
+            command.add_argument(
+                "--data-root", type=Path, help="data sets (else LTKD_DATA, else data/)"
+            )
+            command.add_argument(
+                "--budget", type=_budget, help="stop cleanly after this time: 90s, 9m, 1.5h"
+            )
 
     run = add("run", "make a study's runs side by side, then its reports", _run)
     run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
     run.add_argument("--only", help="one notebook, by its number or the start of its name: 03")
-    run.add_argument("--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads")
+    run.add_argument(
+        "--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads"
+    )
     where(run)
     train = add("train", "make one run from a spec file", _train)
     train.add_argument("spec", type=Path, help="YAML file with the fields of ltkd.RunSpec")
@@ -125,7 +135,9 @@ def _notebooks(only: str | None) -> list[Path]:
         return found
     chosen = [path for path in found if path.name.startswith(only)]
     if not chosen:
-        raise ParameterError(f"--only {only}: no notebook starts so.{nearest(only, [p.stem for p in found])}")
+        raise ParameterError(
+            f"--only {only}: no notebook starts so.{nearest(only, [p.stem for p in found])}"
+        )
     return chosen
 
 
@@ -156,11 +168,13 @@ def _run(given: argparse.Namespace) -> int:
     made, broken = build(study, notebooks, values, jobs=given.jobs, stop=stop)
     index = study.folder / "index.html"
     if stop() and not broken:
-        print(f"{study.name}: stopped before all reports were made; the same command goes on from here.")
+        print(f"{study.name}: stopped before all reports were made; the same command goes on.")
         return stop.code
     for text in broken:
         print(text, file=sys.stderr)
-    todo = f"{len(made)} reports made" if made else "nothing to do: every run and report is up to date"
+    todo = (
+        f"{len(made)} reports made" if made else "nothing to do: every run and report is up to date"
+    )
     print(f"{study.name}: {len(out.records)} runs, {todo} ({time.monotonic() - began:.0f} s).")
     print(index)
     diverged = [record for record in out.records.values() if record.diverged]
@@ -200,7 +214,10 @@ def _data(given: argparse.Namespace) -> int:
     if given.action == "check":
         found = source(given.set, given.root)
         where = "" if given.set == "digits" else f" in {data_root(given.root)}"
-        print(f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images{where}: good")
+        print(
+            f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images"
+            f"{where}: good"
+        )
     else:
         print(prepare(given.set, given.root))
     return 0

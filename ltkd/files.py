@@ -74,7 +74,9 @@ def code_version() -> dict[str, Any]:
 @cache
 def library_sha256() -> str:
     """One hash over the library's sources: a report is made anew when it changes."""
-    files = sorted(p for p in (ROOT / "ltkd").rglob("*") if p.suffix in {".py", ".csv", ".j2", ".css"})
+    files = sorted(
+        p for p in (ROOT / "ltkd").rglob("*") if p.suffix in {".py", ".csv", ".j2", ".css"}
+    )
     return sha256(canonical([[str(p.relative_to(ROOT)), sha256(p)] for p in files]))
 
 

@@ -7,15 +7,17 @@ failure the last good report stays as it was and the failed copy stands beside i
 
 import ast
 import difflib
+import json
 import math
 import os
 import re
 import signal
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomic
+
+MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LINES = 60  # of a traceback: the end of a terminal's output should still fit a screen or two
@@ -48,12 +52,14 @@ def execute(
     *,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    halted: Callable[[], bool] = lambda: False,
 ) -> NotebookResult:
     """Run ``notebook`` with ``parameters``; leave <stem>.ipynb and <stem>.html in ``reports``.
 
     ``timeout`` is in seconds for the whole notebook; ``env`` is added to the kernel's environment.
     A failing cell, a dead kernel and a timeout come back as a result with ``ok`` false. An unknown
-    parameter or a value that is not plain data is a ValueError before anything starts.
+    parameter or a value that is not plain data is a ValueError before anything starts. Where
+    ``halted`` turned true meanwhile, a broken kernel was ended by us: that is raised, not reported.
     """
     import nbformat
     import papermill
@@ -89,6 +95,8 @@ def execute(
                 error = exception
             log = Path(scratch, "kernel.log")
             said = log.read_text(errors="replace") if log.exists() else ""
+        if error and halted():
+            raise error
         if not part.exists():  # papermill did not get as far as writing
             raise error or RuntimeError(f"papermill wrote no output for {notebook.name}")
         executed = remove_error_markers(nbformat.read(part, as_version=4))
@@ -102,10 +110,13 @@ def execute(
                 page.render(failed, failed.with_suffix(".html"), manifest=None)
             return NotebookResult(notebook, False, failed, seconds, name, text)
         write_atomic(part, nbformat.writes(executed) + "\n")
-        manifest = reports / f"{stem}.manifest.json"
-        html = page.html(executed, report, manifest=page.read_manifest(manifest))
+        manifest = _manifest(executed)
+        html = page.html(executed, report, manifest=manifest)
         os.replace(part, report)
         write_atomic(report.with_suffix(".html"), html)
+        if manifest is not None:  # last: a report is up to date when its manifest says so
+            path = report.with_suffix(".manifest.json")
+            write_atomic(path, json.dumps(manifest, indent=1) + "\n")
         for stale in (failed, failed.with_suffix(".html")):
             stale.unlink(missing_ok=True)
         return NotebookResult(notebook, True, report, seconds)
@@ -121,40 +132,51 @@ def execute_all(
     jobs: int = 1,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[NotebookResult]:
     """Run several notebooks in the order of their names, two at a time where ``jobs`` allows.
 
     One that fails does not stop the others. Kernels get OMP_NUM_THREADS=1 unless ``env`` differs.
-    All parameters are checked before the first notebook starts.
+    All parameters are checked before the first notebook starts. Once ``stop()`` is true the kernels
+    end at once; notebooks that had not finished are left as they were and out of the results.
     """
     import nbformat
 
     ordered = sorted((Path(n) for n in notebooks), key=lambda n: n.name)
     for notebook in ordered:
         _check_parameters(notebook, nbformat.read(notebook, as_version=4), parameters)
-    settings = {"OMP_NUM_THREADS": "1"} | dict(env or {})
+    halt, settings = threading.Event(), {"OMP_NUM_THREADS": "1"} | dict(env or {})
 
-    def one(notebook: Path) -> NotebookResult:
+    def one(path: Path) -> NotebookResult | None:
+        options: dict[str, Any] = {"timeout": timeout, "env": settings, "halted": halt.is_set}
         try:
-            return execute(notebook, parameters, reports, timeout=timeout, env=settings)
+            return None if halt.is_set() else execute(path, parameters, reports, **options)
         except Exception as error:  # a fault of ours or of the disk: say it, go on with the rest
-            text = f"{notebook.name}: {traceback.format_exc()}"
-            copy = Path(reports) / f"{notebook.stem}.failed.ipynb"
-            return NotebookResult(notebook, False, copy, 0.0, type(error).__name__, text)
+            text, copy = traceback.format_exc(), Path(reports) / f"{path.stem}.failed.ipynb"
+            failure = NotebookResult(path, False, copy, 0, type(error).__name__, f"{path}: {text}")
+            return None if halt.is_set() else failure
 
     with ThreadPoolExecutor(max_workers=min(2, max(1, jobs))) as pool:
-        futures: list[Future[NotebookResult]] = [pool.submit(one, n) for n in ordered]
+        futures = [pool.submit(one, notebook) for notebook in ordered]
         try:
-            wait(futures)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            while not all(f.done() for f in futures):  # again: one may only just be starting
-                for manager in list(_LIVE):
+            while wait(futures, timeout=0.2).not_done and not stop():
+                pass
+        finally:  # also on Ctrl-C; when all are done there is nothing to do here
+            halt.set()
+            while not all(future.done() for future in futures):
+                for manager in list(_LIVE):  # again and again: one may only just be starting
                     _kill_group(manager)
                 time.sleep(0.1)
-            raise
-    return [future.result() for future in futures]
+    return [result for future in futures if (result := future.result())]
+
+
+def _manifest(executed: Any) -> dict[str, Any] | None:
+    """The sealed manifest that an executed notebook carries as an output (``Study.seal``)."""
+    for cell in reversed(executed.cells):
+        for output in cell.get("outputs", []):
+            if MANIFEST in output.get("data", {}):
+                return dict(output["data"][MANIFEST])
+    return None
 
 
 def _check_parameters(notebook: Path, source: Any, parameters: Mapping[str, Any]) -> None:

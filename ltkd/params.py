@@ -69,12 +69,16 @@ def method_args(method: str, given: dict[str, Any]) -> dict[str, float | bool]:
     for name, value in given.items():
         _known(f"argument of method {method!r}:", name, tuple(defaults) or ("none",))
         if isinstance(defaults[name], bool) != isinstance(value, bool):
-            raise ValueError(f"{name} = {value!r} of method {method!r}: should be {defaults[name]!r}'s type")
+            raise ValueError(
+                f"{name} = {value!r} of method {method!r}: should be {defaults[name]!r}'s type"
+            )
         low = 1e-3 if name == "temperature" else 0
         if not isinstance(value, bool) and not (
             isinstance(value, int | float) and low <= value <= 1e4
         ):
-            raise ValueError(f"{name} = {value!r} of method {method!r}: should be from {low} to 10000")
+            raise ValueError(
+                f"{name} = {value!r} of method {method!r}: should be from {low} to 10000"
+            )
         defaults[name] = value if isinstance(value, bool) else float(value)
     return defaults
 
@@ -117,7 +121,9 @@ class RunSpec(_Strict):
         if isinstance(values, dict) and isinstance(values.get("method"), str):
             given = values.get("method_args") or {}
             if not isinstance(given, dict):
-                raise ValueError(f"method_args = {given!r}: should be a mapping of argument to number")
+                raise ValueError(
+                    f"method_args = {given!r}: should be a mapping of argument to number"
+                )
             values = values | {"method_args": method_args(values["method"], given)}
         return values
 
@@ -126,23 +132,34 @@ class RunSpec(_Strict):
         method = METHODS[self.method]
         _known("network", self.student, NETWORKS)
         if method.loss and self.teacher is None:
-            raise ValueError(f"method {self.method!r} needs a teacher; allowed: {', '.join(NETWORKS)}")
+            raise ValueError(
+                f"method {self.method!r} needs a teacher; allowed: {', '.join(NETWORKS)}"
+            )
         if self.teacher is not None:
             _known("network", self.teacher, NETWORKS)
             if not method.loss:
-                raise ValueError(f"method {self.method!r} has no teacher, but teacher = {self.teacher!r}")
+                raise ValueError(
+                    f"method {self.method!r} has no teacher, but teacher = {self.teacher!r}"
+                )
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
             raise ValueError(f"method {self.method!r} {word} groups (given: {self.groups})")
         if self.groups and self.groups > RECIPES[self.dataset].classes:
-            raise ValueError(f"groups = {self.groups}: {self.dataset} has {RECIPES[self.dataset].classes} classes")
+            raise ValueError(
+                f"groups = {self.groups}: {self.dataset} has {RECIPES[self.dataset].classes} classes"
+            )
         return self
 
     @property
     def teacher_spec(self) -> RunSpec:
         """The run that makes this run's teacher: the same data and schedule, plain cross-entropy."""
         keep = self.model_dump(exclude={"teacher", "method_args", "groups", "teacher_source"})
-        new = {"student": self.teacher, "method": "teacher", "seed": self.teacher_seed, "teacher_seed": 0}
+        new = {
+            "student": self.teacher,
+            "method": "teacher",
+            "seed": self.teacher_seed,
+            "teacher_seed": 0,
+        }
         return RunSpec(**(keep | new))
 
     @property

@@ -25,7 +25,7 @@ _STOP: Any = None  # the pool's event, set in each worker
 
 @dataclass
 class Outcome:
-    """What became of a list of specs: records by identity, reasons of failures, and what is left."""
+    """What became of a list of specs: records and failures by identity, and what is left."""
 
     records: dict[str, RunRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -120,7 +120,9 @@ def make(
                 except Diverged as error:
                     out.failed[identity(spec)] = str(error)
                 except BrokenProcessPool:
-                    out.failed[identity(spec)] = f"{spec.title}: its process was killed (out of memory?)"
+                    out.failed[identity(spec)] = (
+                        f"{spec.title}: its process was killed (out of memory?)"
+                    )
                     event.set()
                 except Exception as error:
                     out.failed[identity(spec)] = f"{spec.title}: {type(error).__name__}: {error}"
@@ -227,4 +229,10 @@ def _say(line: str) -> None:
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -1,8 +1,8 @@
 """From a spec to its record: cached by identity, done once, resumable, whole or absent.
 
-A run's identity is the hash of its spec, of its data and of a numerics version that is raised by hand
-when the numbers change (a golden test tells when). The device is not in it: a record from another
-device is reused, and shown as such.
+A run's identity is the hash of its spec, of its data and of a numerics version that is raised by
+hand when the numbers change (a golden test tells when). The device is not in it: a record from
+another device is reused, and shown as such.
 """
 
 import io
@@ -36,7 +36,9 @@ NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are
 
 def identity(spec: RunSpec) -> str:
     """16 hex digits that stand for the spec, the data and the numerics version."""
-    return files.sha256(files.canonical([spec.model_dump(), fingerprint(spec.dataset), NUMERICS]))[:16]
+    return files.sha256(files.canonical([spec.model_dump(), fingerprint(spec.dataset), NUMERICS]))[
+        :16
+    ]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class RunRecord:
 
     def correct(self, epoch: int = -1) -> np.ndarray:
         """Correct test images a class [C] at the end, or at an index of the evaluated epochs."""
-        return np.asarray([row["correct"] for row in self.values["history"] if "correct" in row][epoch])
+        return np.asarray(
+            [row["correct"] for row in self.values["history"] if "correct" in row][epoch]
+        )
 
     def predictions(self) -> np.ndarray:
         """Class ids of the test images [N], last epoch."""
@@ -65,7 +69,7 @@ class RunRecord:
 
 
 class Store:
-    """One study's runs, below ``folder``: runs/<id>/, teachers/<id>.safetensors, tables/<teacher id>/."""
+    """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/<teacher id>/."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -74,7 +78,7 @@ class Store:
         return self.folder / "runs" / identity(spec)
 
     def model_path(self, spec: RunSpec) -> Path:
-        """Teachers are kept (fp16, committed), so that nobody trains them twice; students are not."""
+        """Teachers are kept apart (and committed), so that nobody trains them twice."""
         if spec.method == "teacher":
             return self.folder / "teachers" / f"{identity(spec)}.safetensors"
         return self.run_folder(spec) / "model.safetensors"
@@ -112,7 +116,9 @@ class Store:
         os.replace(path, aside)
         print(f"{path}: damaged ({why}); kept as {aside.name}, the run is made anew", flush=True)
 
-    def put(self, spec: RunSpec, values: dict[str, Any], blobs: dict[str, bytes], model: bytes | None) -> None:
+    def put(
+        self, spec: RunSpec, values: dict[str, Any], blobs: dict[str, bytes], model: bytes | None
+    ) -> None:
         """Write a record; the record itself comes last, so that its presence means all is there."""
         folder = self.run_folder(spec)
         for name, blob in blobs.items():
@@ -129,10 +135,12 @@ class Store:
         """The trained network of a finished run, fp32, in evaluation mode."""
         path = self.model_path(spec)
         if not path.exists():
-            raise FileNotFoundError(f"{path}: the model of {spec.title} is not there; run the spec first")
+            raise FileNotFoundError(
+                f"{path}: the model of {spec.title} is not there; run the spec first"
+            )
         model = create_model(spec.student, RECIPES[spec.dataset].classes)
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        return model.to(memory_format=torch.channels_last).eval()
+        return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def pick_device(name: str) -> torch.device:
@@ -157,7 +165,7 @@ def run(
     """The record of ``spec``: read when it is there, made when it is not (its teacher's first).
 
     outputs    the study's folder; None: outputs/scratch
-    stop       polled at every step; when true the run saves a checkpoint and raises ltkd.train.Stopped
+    stop       polled at every step; when true the run saves a checkpoint and raises Stopped
     Raises DataError when the data is missing. Two processes that ask for the same run do it once.
     """
     store = Store(outputs or files.outputs_root() / "scratch")
@@ -165,7 +173,9 @@ def run(
     if found:
         return found
     if spec.teacher:
-        teacher = run(spec.teacher_spec, outputs=store.folder, device=device, data_root=data_root, stop=stop)
+        teacher = run(
+            spec.teacher_spec, outputs=store.folder, device=device, data_root=data_root, stop=stop
+        )
         if teacher.diverged:
             raise Diverged(f"{spec.title}: its teacher diverged ({teacher.values['reason']})")
     folder = store.run_folder(spec)
@@ -192,16 +202,21 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     if spec.teacher:
         table = store.folder / "tables" / identity(spec.teacher_spec)
         model = store.load_model(spec.teacher_spec).to(device)
-        teacher = Teacher(model, spec, data, padded, table if spec.teacher_source == "table" else None)
+        teacher = Teacher(
+            model, spec, data, padded, table if spec.teacher_source == "table" else None
+        )
     progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
 
     def tell(now: Progress) -> None:
-        files.write_atomic(progress, json.dumps({**vars(now), "pid": os.getpid(), "time": time.time()}))
+        files.write_atomic(
+            progress, json.dumps({**vars(now), "pid": os.getpid(), "time": time.time()})
+        )
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "spec": spec.model_dump(), "status": "done",
         "data": {"title": data.title, "sha256": data.sha256, "counts": data.counts.tolist(),
-                 "class_names": data.class_names, "test_counts": data.test_labels.bincount().tolist(),
+                 "class_names": data.class_names,
+                 "test_counts": data.test_labels.bincount().tolist(),
                  "split_sha256": files.sha256(data.indices.astype("<i8").tobytes())},
     }  # fmt: skip
     blobs, model_bytes = {}, None

@@ -5,8 +5,9 @@ import json
 import re
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 
 from . import files, pool
 from .data import LongTailed, load
-from .methods import ABLATIONS, METHODS
-from .params import RECIPES, ParameterError, RunSpec, StudyParameters, check, nearest
+from .methods import ABLATIONS, METHODS, Args
+from .notebooks import MANIFEST
+from .params import RECIPES, RunSpec, StudyParameters, check, nearest
 from .runs import RunRecord, Store, pick_device
 from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count")
-MANIFEST = "application/vnd.ltkd.manifest+json"
+_CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 _NETWORK_LABELS = {"mobilenetv2": "MobileNetV2", "shufflenetv1": "ShuffleNetV1"}
 
 
@@ -42,7 +44,19 @@ def network_label(name: str) -> str:
     """'resnet32x4' -> 'ResNet32x4', as the papers print it."""
     if name in _NETWORK_LABELS:
         return _NETWORK_LABELS[name]
-    return re.sub(r"^(vgg|wrn)", lambda m: m[0].upper(), name).replace("resnet", "ResNet").replace("_", "-")
+    return (
+        re.sub(r"^(vgg|wrn)", lambda m: m[0].upper(), name)
+        .replace("resnet", "ResNet")
+        .replace("_", "-")
+    )
+
+
+class Place(NamedTuple):
+    """Where in a study's grid a run stands."""
+
+    pair: Pair
+    gamma: float
+    seed: int
 
 
 class Study:
@@ -51,7 +65,9 @@ class Study:
     Raises ParameterError when a parameter is unknown or out of range.
     """
 
-    def __init__(self, *, outputs: str | Path | None = None, source: str = "parameters", **parameters: Any) -> None:
+    def __init__(
+        self, *, outputs: str | Path | None = None, source: str = "parameters", **parameters: Any
+    ) -> None:
         self.parameters: StudyParameters = check(StudyParameters, parameters, source)
         self.name = self.parameters.name
         self.folder = files.outputs_root(outputs) / self.name
@@ -65,65 +81,65 @@ class Study:
     def from_notebook(cls, names: Mapping[str, Any]) -> "Study":
         """The study that a notebook's parameters cell describes; call it right after that cell.
 
-        Every plain value among ``names`` (globals()) is taken for a parameter, so that a misspelt name
-        that papermill injected is refused, not ignored.
+        Every plain value among ``names`` (globals()) is taken for a parameter, so that a misspelt
+        name that papermill injected is refused, not ignored.
         """
         machinery = {"In", "Out", "exit", "quit", "open", "get_ipython"}
         given = {
             key: value
             for key, value in names.items()
             if not key.startswith("_") and key not in machinery
-            and not isinstance(value, types.ModuleType | type | types.FunctionType | types.MethodType)
+            and not isinstance(value, _CODE)
         }  # fmt: skip
         return cls(source="parameters cell", **given)
 
     @property
     def is_papers(self) -> bool:
-        """Whether data and schedule are the paper's, so that its numbers may be compared with ours."""
+        """Whether data and schedule are the paper's, so that its numbers compare with ours."""
         p = self.parameters
         return p.dataset == "cifar100" and (p.epochs or 240) == 240 and p.schedule == "steps"
 
     # ---- which runs
 
-    def _spec(self, pair: Pair, gamma: float, seed: int, method: str, *, groups: int | None = None,
-              **args: float | bool) -> RunSpec:  # fmt: skip
-        """One run of this study; ``args`` go over the study's own, which go over the method's defaults."""
-        p, about = self.parameters, METHODS[method]
-        recipe = RECIPES[p.dataset]
+    def _spec(
+        self, at: Place, method: str, groups: int | None = None, args: Args | None = None
+    ) -> RunSpec:
+        """One run; ``args`` go over the study's own, which go over the method's defaults."""
+        p, about, recipe = self.parameters, METHODS[method], RECIPES[self.parameters.dataset]
         own: dict[str, float | bool] = {"temperature": p.temperature}
         if about.loss == "ltkd":
             own |= {"alpha": p.alpha, "beta": p.beta}
         own = {k: v for k, v in own.items() if k in about.args}
-        own |= p.method_args.get(method, {}) | args
+        own |= {**p.method_args.get(method, {}), **(args or {})}
+        with_teacher: dict[str, Any] = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
+                        "teacher_source": p.teacher_source} if about.loss else {}  # fmt: skip
         return RunSpec(
-            dataset=p.dataset, gamma=gamma, split_seed=p.split_seed, student=pair.student, method=method,
-            teacher=pair.teacher if about.loss else None, teacher_seed=p.teacher_seed if about.loss else 0,
-            method_args=own, groups=(groups or p.groups) if about.uses_groups else None,
+            dataset=p.dataset, gamma=at.gamma, split_seed=p.split_seed, student=at.pair.student,
+            method=method, method_args=own, groups=(groups or p.groups) if about.uses_groups else None,
             epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
-            schedule=p.schedule, clip_norm=p.clip_norm, seed=seed, precision=p.precision,
-            threads=p.threads, teacher_source=p.teacher_source if about.loss else "table",
-            eval_every=p.eval_every)  # fmt: skip
-
-    def _grid(self, make: Callable[[Pair, float, int], Sequence[tuple[str, RunSpec]]]) -> list[tuple[str, RunSpec]]:
-        p = self.parameters
-        return [item for gamma in p.gammas for pair in self.pairs for seed in p.seeds for item in make(pair, gamma, seed)]
+            schedule=p.schedule, clip_norm=p.clip_norm, seed=at.seed, precision=p.precision,
+            threads=p.threads, eval_every=p.eval_every, **with_teacher)  # fmt: skip
 
     def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
-        """(variant, spec) of a part, or of all parts: ``teachers distillation ablations group_count``."""
+        """(variant, spec) of a part of PARTS, or of all of them."""
         p = self.parameters
         if part is None:
             return [item for name in PARTS for item in self.specs(name)]
         if part not in PARTS:
             raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
+        places = product(p.gammas, self.pairs, p.seeds)
+        grid = [Place(pair, gamma, seed) for gamma, pair, seed in places]
         if part == "teachers":
-            teachers = [self._spec(pair, g, 0, "kd").teacher_spec for g in p.gammas for pair in self.pairs]
-            return [("", spec) for spec in pool.with_teachers(teachers)]
+            students = [self._spec(at, "kd") for at in grid]
+            return [("", spec) for spec in pool.with_teachers(students) if spec.method == "teacher"]
         if part == "distillation":
-            return self._grid(lambda *at: [("", self._spec(*at, name)) for name in p.methods])
+            return [("", self._spec(at, method)) for at in grid for method in p.methods]
         if part == "ablations":
-            return self._grid(lambda *at: [
-                (cell, self._spec(*at, ABLATIONS[cell][0], **ABLATIONS[cell][1])) for cell in p.ablations])  # fmt: skip
-        return self._grid(lambda *at: [("", self._spec(*at, "ltkd", groups=n)) for n in p.group_counts])
+            cells = [(cell, *ABLATIONS[cell]) for cell in p.ablations]
+            return [
+                (cell, self._spec(at, name, args=args)) for at in grid for cell, name, args in cells
+            ]
+        return [("", self._spec(at, "ltkd", groups=n)) for at in grid for n in p.group_counts]
 
     # ---- runs made
 
@@ -163,7 +179,7 @@ class Study:
     # ---- tidy tables
 
     def results(self, part: str) -> pd.DataFrame:
-        """A row a finished run; accuracies in percent, last epoch; best_* are the best test epoch's.
+        """A row a finished run: accuracies in percent, last epoch; best_* of the best test epoch.
 
         all: over the test images; head, medium, tail: macro means over the classes of the three
         default groups, whatever number of groups the method used.
@@ -175,12 +191,16 @@ class Study:
         totals = [int(np.sum(row["correct"])) for row in values["history"] if "correct" in row]
         best = int(np.argmax(totals))
         epochs = [row["epoch"] for row in values["history"] if "correct" in row]
-        pair = Pair(spec.teacher, spec.student).label if spec.teacher else network_label(spec.student)
+        pair = (
+            Pair(spec.teacher, spec.student).label if spec.teacher else network_label(spec.student)
+        )
         args = {k: spec.method_args.get(k) for k in ("alpha", "beta", "temperature", "rebalance")}
         return {
-            "run": record.run, "dataset": spec.dataset, "gamma": spec.gamma, "teacher": spec.teacher or "",
-            "student": spec.student, "pair": pair, "method": spec.method, "label": METHODS[spec.method].label,
-            "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed, "epochs": spec.epochs,
+            "run": record.run, "dataset": spec.dataset, "gamma": spec.gamma,
+            "teacher": spec.teacher or "", "student": spec.student, "pair": pair,
+            "method": spec.method, "label": METHODS[spec.method].label,
+            "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
+            "epochs": spec.epochs,
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
             "best_epoch": epochs[best],
             **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
@@ -197,7 +217,7 @@ class Study:
         return out
 
     def per_class(self, part: str) -> pd.DataFrame:
-        """A row a run and class: its training images (count), its group and its test accuracy in percent."""
+        """A row a run and class: training images (count), group, test accuracy in percent."""
         frames = []
         for variant, record in self._records(part):
             about, row = record.values["data"], self._row(variant, record)
@@ -205,7 +225,8 @@ class Study:
                 **{k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")},
                 "class_id": range(len(about["counts"])), "class_name": about["class_names"],
                 "count": about["counts"], "group": _default_groups(tuple(about["counts"])),
-                "accuracy": 100 * record.correct() / np.asarray(about["test_counts"])}))  # fmt: skip
+                "accuracy": 100 * record.correct() / np.asarray(about["test_counts"]),
+            }))  # fmt: skip
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def curves(self, part: str) -> pd.DataFrame:
@@ -216,7 +237,11 @@ class Study:
             name = {k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")}
             for entry in record.values["history"]:
                 losses = {k: entry[k] for k in ("epoch", "loss", "label_loss", "distillation_loss")}
-                seen = self._accuracies(record, np.asarray(entry["correct"])) if "correct" in entry else {}
+                seen = (
+                    self._accuracies(record, np.asarray(entry["correct"]))
+                    if "correct" in entry
+                    else {}
+                )
                 rows.append(name | losses | seen)
         return pd.DataFrame(rows)
 
@@ -230,15 +255,18 @@ class Study:
         p = self.parameters
         return load(p.dataset, gamma or p.gammas[0], p.split_seed, p.data_root)
 
+    def _first(self, pair: Pair | None = None) -> Place:
+        return Place(pair or self.pairs[0], self.parameters.gammas[0], self.parameters.seeds[0])
+
     def teacher(self, pair: Pair | None = None) -> tuple[nn.Module, dict[str, Any]]:
-        """The pair's trained teacher on the study's first gamma, in evaluation mode, and its record."""
-        spec = self._spec(pair or self.pairs[0], self.parameters.gammas[0], 0, "kd").teacher_spec
+        """The pair's trained teacher on the first gamma, in evaluation mode, and its record."""
+        spec = self._spec(self._first(pair), "kd").teacher_spec
         record = self.make([spec], quiet=True).records[pool.identity(spec)]
         return self.store.load_model(spec), record.values
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits of uint8 images [N, 3, H, W] in evaluation mode, without augmentation: float32 [N, C]."""
-        spec = self._spec(self.pairs[0], self.parameters.gammas[0], 0, "student")
+        """Logits of uint8 images [N, 3, H, W] in evaluation mode, as they are: float32 [N, C]."""
+        spec = self._spec(self._first(), "student")
         return predict(model, self.data(), images, spec)
 
     # ---- provenance
@@ -254,7 +282,8 @@ class Study:
                      "train_images": {f"{g:g}": int(self.data(g).counts.sum()) for g in p.gammas},
                      "test_images": len(data.test_labels)},
             "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
-            "hardware": "; ".join(sorted({r.values["hardware"] for r in records})) or files.hardware(),
+            "hardware": "; ".join(sorted({r.values["hardware"] for r in records}))
+                        or files.hardware(),
             "device": ", ".join(sorted({r.values["device"] for r in records})) or "cpu",
             "seconds": round(time.monotonic() - self._began, 1),
             "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),
@@ -262,22 +291,25 @@ class Study:
             "code": files.code_version(), "versions": files.versions(),
             "inputs": self.inputs(notebook),
             "records": [{"run": r.run, "method": r.spec.method, "seed": r.spec.seed,
-                         "commit": r.values["code"]["commit"], "sha256": r.values["sha256"]} for r in records],
+                         "commit": r.values["code"]["commit"], "sha256": r.values["sha256"]}
+                        for r in records],
         }  # fmt: skip
         manifest = json.loads(json.dumps(manifest))
         return manifest | {"seal": files.sha256(files.canonical(manifest))}
 
     def inputs(self, notebook: str) -> str:
-        """Hash of all that decides a report's content: a report is up to date while it stays the same."""
+        """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
-        records = [self.store.get(spec) for spec in pool.with_teachers([s for _, s in self.specs()])]
+        records = [
+            self.store.get(spec) for spec in pool.with_teachers([s for _, s in self.specs()])
+        ]
         return files.sha256(files.canonical([
             files.sha256(source) if source.exists() else "", files.library_sha256(),
             self.parameters.model_dump(exclude={"data_root", "device"}),
             [record.values["sha256"] if record else "" for record in records]]))  # fmt: skip
 
     def seal(self, notebook: str) -> None:
-        """A notebook's last cell: shows the sealed manifest, and carries it whole for whoever stores it."""
+        """A notebook's last cell: shows the manifest in short, and carries it whole."""
         from IPython.display import display
 
         manifest = self.manifest(notebook)
@@ -286,7 +318,7 @@ class Study:
             "Runs used": f"{len(manifest['records'])}",
             "Inputs": manifest["inputs"][:16],
         }
-        display({"text/html": _table(rows), "text/plain": str(rows), MANIFEST: manifest}, raw=True)  # type: ignore[no-untyped-call]
+        display({"text/html": _table(rows), "text/plain": str(rows), MANIFEST: manifest}, raw=True)
 
     def _repr_html_(self) -> str:
         p, recipe = self.parameters, RECIPES[self.parameters.dataset]
@@ -294,17 +326,21 @@ class Study:
         runs = pool.with_teachers([spec for _, spec in self.specs()])
         return _table({
             "Study": self.name,
-            "Data": f"{self.data().title}, imbalance factor {', '.join(f'{g:g}' for g in p.gammas)}",
+            "Data": f"{self.data().title}, imbalance factor "
+                    + ", ".join(f"{g:g}" for g in p.gammas),
             "Pairs": ", ".join(pair.label for pair in self.pairs),
-            "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, peak rate {p.lr or recipe.lr:g}, "
-                        f"{p.schedule}, {p.precision}",
+            "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, "
+                        f"peak rate {p.lr or recipe.lr:g}, {p.schedule}, {p.precision}",
             "Seeds": ", ".join(str(seed) for seed in p.seeds),
             "Runs": f"{len(runs)} in all parts",
         })  # fmt: skip
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    cells = "".join(f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k, v in rows.items())
+    cells = "".join(
+        f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>'
+        for k, v in rows.items()
+    )
     return f'<table class="facts"><tbody>{cells}</tbody></table>'
 
 
@@ -314,4 +350,4 @@ def _default_groups(counts: tuple[int, ...]) -> np.ndarray:
     return class_groups(torch.tensor(counts), 3).numpy()
 
 
-__all__ = ["MANIFEST", "PARTS", "Pair", "ParameterError", "Study", "network_label"]
+__all__ = ["PARTS", "Pair", "Study", "network_label"]

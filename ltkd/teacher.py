@@ -2,7 +2,7 @@
 
 All runs with the same seed see the same views in the same epoch (``views_of_epoch``), so the
 teacher's logits of one (seed, epoch) are one small file, [N, C] in fp16, made by the first run that
-needs it and read by all others. fp16 rather than bf16: three more bits of a logit for the same bytes.
+needs it and read by all others. fp16, not bf16: three more bits of a logit for the same bytes.
 """
 
 import io
@@ -29,7 +29,7 @@ def views_of_epoch(data: LongTailed, seed: int, epoch: int) -> Tensor:
 class Teacher:
     """Logits of the training images in one epoch's views.
 
-    ``table`` keeps them on disk below ``folder``; without a folder the teacher is live and a batch is
+    They are kept on disk below ``folder``; without a folder the teacher is live, and a batch is
     computed when it is asked for.
     """
 
@@ -46,7 +46,7 @@ class Teacher:
             return self.model(x).float()
 
     def begin_epoch(self, seed: int, epoch: int, view: Tensor) -> None:
-        """Load or make the table of this epoch; ``view`` is its views on the device, LongTensor [N]."""
+        """Load or make the table of this epoch; view: its views, LongTensor [N] on the device."""
         if self.folder is None:
             return
         path = self.folder / f"seed{seed}-epoch{epoch:04d}.npy"
@@ -61,7 +61,9 @@ class Teacher:
             path.with_suffix(".lock").unlink(missing_ok=True)
         rows = np.load(path, allow_pickle=False)
         if rows.shape != shape or rows.dtype != np.float16:
-            raise ValueError(f"{path}: is {rows.dtype} {rows.shape}, should be float16 {shape}; remove it")
+            raise ValueError(
+                f"{path}: is {rows.dtype} {rows.shape}, should be float16 {shape}; remove it"
+            )
         self.rows = torch.from_numpy(rows).to(self.padded.device)
 
     def _fill(self, view: Tensor) -> Tensor:

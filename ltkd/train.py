@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .data import LongTailed, stream
 from .files import canonical, write_atomic
-from .methods import METHODS, Args, Method
+from .methods import METHODS, Method
 from .models import create_model
 from .params import SLOW_LEARNERS, RunSpec
 from .teacher import Teacher, autocast, views_of_epoch
@@ -47,21 +47,29 @@ class Objective(nn.Module):
     log_counts: Tensor
     log_prior: Tensor
 
-    def __init__(self, method: Method, args: Args, term: nn.Module | None, counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        weights: tuple[float, float],
+        term: nn.Module | None,
+        counts: Sequence[int],
+    ) -> None:
         super().__init__()
         n = torch.as_tensor(counts, dtype=torch.float64)
-        if method.balanced or method.adjust:
-            if bool((n < 1).any()):
-                empty = (n < 1).nonzero().flatten().tolist()
-                raise ValueError(f"method {method.name!r} needs an image of every class; none of {empty}")
+        empty = (n < 1).nonzero().flatten().tolist()
+        if empty and (method.balanced or method.adjust):
+            raise ValueError(
+                f"method {method.name!r} needs an image of every class; none of {empty}"
+            )
         self.method, self.term = method, term
-        self.ce_weight = float(args.get("ce_weight", 1.0))
-        self.kd_weight = float(args.get("kd_weight", 1.0))
+        self.ce_weight, self.kd_weight = weights
         self.register_buffer("log_counts", n.log().float())
         self.register_buffer("log_prior", (n / n.sum()).log().float())
 
-    def forward(self, student: Tensor, teacher: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """student, teacher: logits [B, C] in fp32; targets [B]. Returns (label term, distillation term)."""
+    def forward(
+        self, student: Tensor, teacher: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, C] in fp32, targets [B] -> (label term, distillation term), scalars."""
         shifted = student + self.log_counts if self.method.balanced else student
         label = self.ce_weight * F.cross_entropy(shifted, targets)
         if self.term is None or teacher is None:
@@ -91,7 +99,7 @@ def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
 
 
 def ramp(method: Method, epoch: int, epochs: int) -> float:
-    """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1), W a fraction of the schedule."""
+    """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1)."""
     return min(epoch / max(method.warmup * epochs, 1.0), 1.0)
 
 
@@ -99,7 +107,8 @@ def initial_model(spec: RunSpec, classes: int) -> nn.Module:
     """The student as its seed makes it: the same for every method, so that methods pair by seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream("init", spec.seed).randint(2**31)))
-        return create_model(spec.student, classes).to(memory_format=torch.channels_last)
+        model = create_model(spec.student, classes)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
@@ -135,7 +144,7 @@ class Progress:
 
 @dataclass
 class Trained:
-    """What training gives back. predictions: class ids of the test images [N]; accuracies in percent."""
+    """What training gives back. predictions: class ids of the test images [N], last epoch."""
 
     state: dict[str, Tensor]
     predictions: np.ndarray
@@ -156,8 +165,15 @@ class _Position:
 class Trainer:
     """Trains one spec to the end, or to a stop that leaves a checkpoint."""
 
-    def __init__(self, spec: RunSpec, data: LongTailed, objective: nn.Module, teacher: Teacher | None,
-                 padded: Tensor, checkpoint: Path) -> None:  # fmt: skip
+    def __init__(
+        self,
+        spec: RunSpec,
+        data: LongTailed,
+        objective: nn.Module,
+        teacher: Teacher | None,
+        padded: Tensor,
+        checkpoint: Path,
+    ) -> None:
         self.spec, self.data, self.teacher = spec, data, teacher
         self.device, self.padded, self.checkpoint = padded.device, padded, checkpoint
         self.model = initial_model(spec, len(data.class_names)).to(self.device)
@@ -167,9 +183,13 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.SGD(self.parameters, lr=spec.lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
-        self.steps = len(self.labels) // spec.batch  # the short last batch is dropped, in every method
+        self.steps = (
+            len(self.labels) // spec.batch
+        )  # the short last batch is dropped, in every method
         if self.steps == 0:
-            raise ValueError(f"batch = {spec.batch}: the training set has only {len(self.labels)} images")
+            raise ValueError(
+                f"batch = {spec.batch}: the training set has only {len(self.labels)} images"
+            )
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.at = _Position()
         self._resume()
@@ -221,7 +241,9 @@ class Trainer:
             epoch = self.at.step // self.steps + 1
             view = views_of_epoch(self.data, spec.seed, epoch).to(self.device)
             order = stream("order", spec.seed, epoch).permutation(len(self.labels)).astype(np.int64)
-            batches = torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)
+            batches = (
+                torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)
+            )
             if self.teacher:
                 self.teacher.begin_epoch(spec.seed, epoch, view)
             for index in batches[self.at.step % self.steps :]:
@@ -239,21 +261,30 @@ class Trainer:
             accuracy = self._end_epoch(epoch)
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
-            tell(Progress(epoch, spec.epochs, rate * spec.batch, (end - self.at.step) / rate, accuracy))
+            tell(
+                Progress(
+                    epoch, spec.epochs, rate * spec.batch, (end - self.at.step) / rate, accuracy
+                )
+            )
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
                 self.at.seconds = now - began
                 self.save()
                 saved = now
         predictions = predict(self.model, self.data, self.test[0], spec).argmax(1).cpu().numpy()
         seconds = time.monotonic() - began
-        return Trained(half_weights(self.model), predictions.astype(np.int16), self.at.history, seconds,
-                       end * spec.batch / seconds)  # fmt: skip
+        state, rate = half_weights(self.model), end * spec.batch / seconds
+        return Trained(state, predictions.astype(np.int16), self.at.history, seconds, rate)
 
     def _end_epoch(self, epoch: int) -> float | None:
         """Close the epoch's books; the only place where the device is waited for."""
         loss, label, distil = (self.sums / self.steps).tolist()
         self.sums.zero_()
-        row: dict[str, Any] = {"epoch": epoch, "loss": loss, "label_loss": label, "distillation_loss": distil}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": loss,
+            "label_loss": label,
+            "distillation_loss": distil,
+        }
         if not math.isfinite(loss):
             raise Diverged(f"{self.spec.title}: the loss is {loss} in epoch {epoch}")
         last = epoch == self.spec.epochs

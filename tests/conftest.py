@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: tiny specs, one store for the whole session, and where CIFAR-100 is."""
+"""Shared pieces of the tests: tiny specs, and where CIFAR-100 is."""
 
 import os
 from pathlib import Path

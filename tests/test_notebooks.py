@@ -15,11 +15,6 @@ import pytest
 
 from ltkd.notebooks import NotebookResult, execute, execute_all
 
-# jupyter_client leaves sockets to the garbage collector; nothing of ours to close.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed (event loop|<socket):ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
@@ -60,11 +55,16 @@ def test_failure_keeps_last_good_report_and_success_clears_the_failed_copy(tmp_p
     assert not result.ok
     assert result.error_name == "AssertionError"
     assert result.report == reports / "nb.failed.ipynb"
-    for part in ["cell 4 of 5 (In [3])", "    | assert gamma < 50", "AssertionError: too", "kept: "]:
+    for part in [
+        "cell 4 of 5 (In [3])",
+        "    | assert gamma < 50",
+        "AssertionError: too",
+        "kept: ",
+    ]:
         assert part in result.error
     assert "\x1b" not in result.error
     assert "papermill-error" not in result.report.read_text()
-    assert (reports / "nb.failed.html").exists()
+    assert "This run failed" in (reports / "nb.failed.html").read_text()
     assert ((reports / "nb.ipynb").read_bytes(), (reports / "nb.html").read_bytes()) == good
 
     assert execute(source, {"gamma": 1.0}, reports).ok
@@ -100,7 +100,10 @@ def test_dead_kernel_and_timeout_are_results(
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"gama": 3}, r"nb.ipynb: unknown parameter 'gama' = 3; did you mean 'gamma'\?.*gamma, note"),
+        (
+            {"gama": 3},
+            r"nb.ipynb: unknown parameter 'gama' = 3; did you mean 'gamma'\?.*gamma, note",
+        ),
         ({"helper": 3}, r"unknown parameter 'helper' = 3 It takes"),
         ({"note": Path("x")}, r"parameter note = .*is a PosixPath; allowed are"),
         ({"note": [1, {2: "x"}]}, r"parameter note\[1\]: key 2 is a int; quote it"),
@@ -126,7 +129,7 @@ def test_values_arrive_as_data_never_as_code(tmp_path: Path) -> None:
     value = {
         "plain": attack,
         "quotes": f'"; {attack} #',
-        "triple": f"'''\"\"\"\\\"; {attack}",
+        "triple": f'\'\'\'"""\\"; {attack}',
         "lines": "a\nb\r\n\tc\\n\u2028\x00 ü ",
         f'key"; {attack} #': [None, True, -0.0, 1e-300, 10**30, [], {}],
         "braces": "{gamma} %s $x$ {{",
@@ -168,6 +171,16 @@ def test_all_run_in_order_of_names_beside_each_other_and_one_failure_stops_none(
     ]  # fmt: skip
     assert results[1].error_name == "ZeroDivisionError"
     assert printed(results[2]) == "1\n"
+
+
+def test_stop_ends_what_runs_and_leaves_it_out(tmp_path: Path) -> None:
+    touch = "import pathlib, time\npathlib.Path('began').touch()\n"
+    a = notebook(tmp_path / "a.ipynb", "1")
+    b = notebook(tmp_path / "b.ipynb", touch + "time.sleep(90)")
+    c = notebook(tmp_path / "c.ipynb", "1")
+    results = execute_all([a, b, c], {}, tmp_path / "out", stop=(tmp_path / "began").exists)
+    assert [(r.notebook.name, r.ok) for r in results] == [("a.ipynb", True)]
+    assert names(tmp_path / "out") == ["a.html", "a.ipynb"]
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""One schema for parameter files and specs: what is wrong is named, with the mend, before any work."""
+"""One schema for parameter files and specs: what is wrong is named, with the mend."""
 
 import ast
 import subprocess
@@ -33,7 +33,10 @@ MALFORMED = {
     "yes for a number": ("threads: yes", "threads = True: input should be a valid integer"),
     "number for a list": ("seeds: 3", "seeds = 3: input should be a valid list"),
     "list of the wrong thing": ("seeds: [a]", "seeds.0 = 'a': input should be a valid integer"),
-    "gamma below one": ("gammas: [0.01]", "gammas.0 = 0.01: input should be greater than or equal to 1"),
+    "gamma below one": (
+        "gammas: [0.01]",
+        "gammas.0 = 0.01: input should be greater than or equal to 1",
+    ),
     "NaN": ("lr: .nan", "lr = nan: input should be a finite number"),
     "infinity": ("alpha: .inf", "alpha = inf: input should be"),
     "negative weight": ("beta: -1", "beta = -1: input should be greater than or equal to 0"),
@@ -44,13 +47,19 @@ MALFORMED = {
     "repeated seeds": ("seeds: [1, 1]", "seeds = [1, 1]: each value may stand there once"),
     "batch of one": ("batch: 1", "batch = 1: input should be greater than or equal to 2"),
     "unknown data set": ("dataset: cifar1000", "dataset = 'cifar1000': input should be 'digits'"),
-    "unknown network": ("pairs: [vgg31-vgg8]", "unknown network in pairs: 'vgg31'. Did you mean 'vgg13'?"),
+    "unknown network": (
+        "pairs: [vgg31-vgg8]",
+        "unknown network in pairs: 'vgg31'. Did you mean 'vgg13'?",
+    ),
     "pair without a student": ("pairs: [vgg13]", "pairs: 'vgg13' should be teacher-student"),
     "unknown method": ("methods: [lkd]", "unknown method in methods: 'lkd'. Did you mean 'ltkd'?"),
     "teacher as a method": ("methods: [teacher]", "unknown method in methods: 'teacher'"),
     "unknown ablation": ("ablations: [cross]", "unknown cell in ablations: 'cross'"),
     "more groups than classes": ("groups: 11", "11 groups, but digits has 10 classes"),
-    "more group counts than classes": ("group_counts: [3, 20]", "20 groups, but digits has 10 classes"),
+    "more group counts than classes": (
+        "group_counts: [3, 20]",
+        "20 groups, but digits has 10 classes",
+    ),
     "unknown argument": ("method_args: {kd: {tau: 1}}", "unknown argument of method 'kd': 'tau'"),
     "argument out of range": ("method_args: {kd: {kd_weight: -1}}", "should be from 0 to 10000"),
     "unknown precision": ("precision: fp8", "precision = 'fp8': input should be 'fp32' or 'bf16'"),
@@ -60,7 +69,10 @@ MALFORMED = {
     "a list": ("- a\n- b", "the file is a list"),
     "a word": ("quick", "the file is a str"),
     "duplicate keys": ("name: a\nname: b", "line 2: the key 'name' stands there twice"),
-    "a tag that would run code": ("name: !!python/object/apply:os.system ['false']", "not plain YAML"),
+    "a tag that would run code": (
+        "name: !!python/object/apply:os.system ['false']",
+        "not plain YAML",
+    ),
     "an unclosed bracket": ("seeds: [0, 1", "not plain YAML"),
     "a tab": ("\tname: x", "not plain YAML"),
     "a key that is a list": ("? [a, b]\n: 1", "line 1: a key should be a word"),
@@ -86,7 +98,7 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_a_missing_file_names_the_nearest():
-    with pytest.raises(ParameterError, match="there is no such file. Did you mean .*quick.yaml"):
+    with pytest.raises(ParameterError, match=r"there is no such file\. Did you mean .*quick\.yaml"):
         load_parameters(ROOT / "params" / "quik.yaml")
 
 
@@ -106,12 +118,15 @@ def test_refusal_is_fast_and_without_a_traceback(tmp_path, text):
 
 
 def test_the_parameters_load_no_torch_and_no_papermill():
-    code = "import sys, ltkd.cli; sys.exit(bool({'torch', 'papermill', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, ltkd.cli; sys.exit(bool({'torch', 'papermill', 'pandas'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 1e-3), ("1E3", 1e3), ("5.e-2", 5e-2), (".5e-2", 5e-3), ("0.05", 0.05)]
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E3", 1e3), ("5.e-2", 5e-2), (".5e-2", 5e-3), ("0.05", 0.05)],
 )
 def test_scientific_notation_is_a_number(tmp_path, text, value):
     (tmp_path / "x.yaml").write_text(f"lr: {text}")
@@ -143,7 +158,9 @@ def test_the_parameters_cell_holds_exactly_the_schema():
 
 def test_networks_are_those_that_exist():
     assert set(NETWORKS) <= set(list_models())
-    assert not [n for n in list_models() if n not in NETWORKS and "imagenet" not in n and n != "mobilenetv1"]
+    assert not [
+        n for n in list_models() if n not in NETWORKS and "imagenet" not in n and n != "mobilenetv1"
+    ]
 
 
 # ---- run specs
@@ -158,7 +175,12 @@ def test_the_teachers_spec_shares_data_and_schedule(tiny):
     spec = tiny(method="kd", teacher="resnet20", seed=7, teacher_seed=3, precision="bf16")
     teacher = spec.teacher_spec
     assert (teacher.student, teacher.method, teacher.seed) == ("resnet20", "teacher", 3)
-    assert teacher == tiny(method="kd", teacher="resnet20", seed=8, teacher_seed=3, precision="bf16").teacher_spec
+    assert (
+        teacher
+        == tiny(
+            method="kd", teacher="resnet20", seed=8, teacher_seed=3, precision="bf16"
+        ).teacher_spec
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,8 +206,10 @@ def test_incoherent_specs_are_refused(tiny, changes, message):
 def test_a_spec_file_takes_the_data_sets_recipe(tmp_path):
     path = tmp_path / "spec.yaml"
     path.write_text("dataset: digits\ngamma: 20\nstudent: resnet8\nmethod: student\n")
-    assert load_spec(path) == RunSpec(dataset="digits", gamma=20.0, student="resnet8", method="student",
-                                      epochs=40, batch=32, lr=0.05)  # fmt: skip
+    assert load_spec(path) == RunSpec(
+        dataset="digits", gamma=20.0, student="resnet8", method="student",
+        epochs=40, batch=32, lr=0.05,
+    )  # fmt: skip
     path.write_text("student: resnet8\nmethod: kd\nteacher: resnet20\n")
     with pytest.raises(ParameterError, match="dataset: missing"):
         load_spec(path)

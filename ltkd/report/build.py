@@ -64,13 +64,14 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
         f"{data.title}, imbalance factor {gammas}, {p.epochs or RECIPES[p.dataset].epochs} epochs, "
         f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[study.is_papers]
     )
+    missing = study.missing().to_dict("records")
     page.write_index(study.folder, title=f"{data.title}: {study.name}", intro=intro,
                      cards=page.cards(study.folder, notebooks),
-                     problems=study.missing().to_dict("records"))  # fmt: skip
+                     problems=[{str(k): v for k, v in row.items()} for row in missing])  # fmt: skip
     page.write_studies_index(study.folder.parent)
 
 
 SETTING = {
     True: "This is the paper's own setting: its numbers stand beside ours with the difference.",
-    False: "This is not the paper's setting: its numbers are shown for orientation, never subtracted.",
+    False: "This is not the paper's setting: its numbers stand for orientation, never subtracted.",
 }

@@ -28,6 +28,12 @@ TEMPLATE = Path(__file__).parent / "template"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _ALIGNED = {"align": "align*", "aligned": "align*", "split": "align*", "eqnarray": "align*"}
 _UNWANTED = ["script", "iframe", "object", "embed", "link", "meta", "base", "form", "template"]
+_ALLOWED = {
+    *["!--", "abbr", "b", "br", "caption", "code", "dd", "del", "details", "div", "dl", "dt", "em"],
+    *["hr", "i", "ins", "kbd", "li", "mark", "ol", "p", "pre", "q", "s", "small", "span", "strong"],
+    *["sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul"],
+}
+_ACTIVE = re.compile(r"\bon\w+\s*=|javascript:|url\(", re.I)
 _NUMBER = re.compile(r"[-+−±]?[\d.,]+([eE][-+]?\d+)?\s*%?(\s*[±(\[].*)?|nan|NaN|–|—|-|")
 _PLAIN = re.compile(r'<span class="(?:n|p|w|nn|nv|ni|py|bp|o)">([^<]*)</span>')
 _MIMES = ["image/svg+xml", "image/png", "image/jpeg", "text/html", "text/markdown", "text/latex"]
@@ -141,8 +147,9 @@ class Renderer(HTMLRenderer):
         return self.inline_html(html)
 
     def inline_html(self, html: str) -> str:
-        loads = rf"<\s*/?\s*({'|'.join(_UNWANTED)}|style|img|svg|video|audio|source)\b"
-        return Markup.escape(html) if re.search(loads, html, re.I) else html
+        """HTML in a markdown cell: plain elements pass, the rest is shown as it is written."""
+        tags = {t.lower() for t in re.findall(r"</?\s*([^\s/>]*)", html)}
+        return html if tags <= _ALLOWED and not _ACTIVE.search(html) else str(Markup.escape(html))
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         """Attachments and local files become part of the page; a remote image becomes a link."""
@@ -197,8 +204,9 @@ def tidy(markup: str, renderer: Renderer) -> Markup:
             label = " ".join(caption.get_text().split()) if caption else "Table"
             box = soup.new_tag("div", attrs={"class": "scroll wide", "tabindex": "0"})
             box.attrs |= {"role": "region", "aria-label": label}
-            if table.parent.name == "div" and not table.parent.get("class"):
-                table.parent.unwrap()  # pandas' own, which would keep the box from scrolling
+            around = table.parent
+            if around and around.name == "div" and not around.get("class"):
+                around.unwrap()  # pandas' own, which would keep the box from scrolling
             table.wrap(box)
     return Markup(soup)
 

@@ -105,6 +105,10 @@ def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> st
     if "<h1" not in text:
         text = text.replace('<main id="main">', f'<main id="main">\n<h1>{escape(title)}</h1>', 1)
     facts = _study_template("meta.j2", {"facts": _facts([manifest] if manifest else [])})
+    if path.stem.endswith(".failed"):
+        facts += (
+            '<p class="notice">This run failed; the last good report, if any, stands beside it.</p>'
+        )
     return text.replace("</h1>", f"</h1>\n{facts}", 1)
 
 
@@ -221,7 +225,8 @@ def write_studies_index(outputs: Path) -> Path:
                 "link": f"{index.parent.name}/index.html",
             }
         )
-    page = {"title": "Studies", "css": _css(), "cards": found, "contents": "All studies"}
+    title = "Distillation from long-tailed teachers"
+    page = {"title": title, "css": _css(), "cards": found, "contents": "Studies"}
     write_atomic(Path(outputs) / "index.html", _study_template("study.html.j2", page))
     return Path(outputs) / "index.html"
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 TITLES = {"digits": "Digits-LT", "cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT",
           "tiny_imagenet": "TinyImageNet-LT", "imagenet": "ImageNet-LT"}  # fmt: skip
-# Epochs of the paper's schedules (of the common code it builds on); other lengths are other settings.
+# Epochs of the paper's schedules, those of the common code; other lengths are other settings.
 EPOCHS = {"cifar100": 240, "tiny_imagenet": 240, "imagenet": 100}
-# Table -> file, column that tells its rows apart, data set, imbalance factor (None: a column), trust.
+# Table -> file, column that tells its rows apart, data set, gamma (None: a column), trust.
 _TABLES = {
     "main": ("main_imagenet_lt", "method", "imagenet", None, "primary"),
     "ablations": ("ablations", "variant", "cifar100", 10.0, "primary; data set and γ inferred"),
@@ -50,6 +50,9 @@ class Setting(NamedTuple):
         name = TITLES.get(self.dataset, self.dataset)
         return f"{name}, γ = {self.gamma:g}, {pair}, {self.epochs} epochs{steps}"
 
+    def _repr_markdown_(self) -> str:
+        return f"**{self.title}**"
+
     @property
     def slug(self) -> str:
         """The setting as part of a file name."""
@@ -84,7 +87,9 @@ def reported(table: str, **where: object) -> pd.DataFrame:
     rows = _load()
     for column, value in {"table": table, **where}.items():
         if column not in rows:
-            raise ValueError(f"{column} = {value!r}: no such column; allowed: {', '.join(rows)}")
+            raise ValueError(
+                f"{column} = {value!r}: no such column; allowed: {', '.join(rows.columns)}"
+            )
         known = rows[column].unique().tolist()
         rows = rows[rows[column] == value]
         if rows.empty:
@@ -95,7 +100,12 @@ def reported(table: str, **where: object) -> pd.DataFrame:
 def settings(table: str) -> list[Setting]:
     """The settings of one of the paper's tables."""
     keys = reported(table)[["dataset", "gamma", "teacher", "student"]].drop_duplicates()
-    return [Setting(*key, epochs=EPOCHS[key[0]]) for key in keys.itertuples(index=False)]
+    return [
+        Setting(
+            row["dataset"], row["gamma"], row["teacher"], row["student"], EPOCHS[row["dataset"]]
+        )
+        for row in keys.to_dict("records")
+    ]
 
 
 def comparable(setting: Setting, table: str) -> bool:
@@ -108,9 +118,7 @@ def beside(setting: Setting, table: str) -> tuple[str, pd.DataFrame]:
 
     The closest setting there: the same networks and gamma, else the same networks, else the first.
     """
-    near = max(
-        settings(table), key=lambda s: (s[:4] == setting[:4], s[0::2][:2] == setting[0::2][:2])
-    )
+    near = max(settings(table), key=lambda s: (s[:4] == setting[:4], s[2:4] == setting[2:4]))
     rows = reported(
         table, dataset=near.dataset, gamma=near.gamma, teacher=near.teacher, student=near.student
     )

@@ -1,11 +1,11 @@
-"""Statistics and tables: intervals over seeds, paired differences, verdicts, ours beside the paper's.
+"""Statistics and tables: intervals, paired differences, verdicts, ours beside the paper's.
 
 Two kinds of uncertainty are kept apart. *Over seeds*: t intervals with n - 1 degrees of freedom; a
-seed varies the student's initialisation, order and views, so they hold for the study's one split and
-one teacher. *Over test images*: a bootstrap that resamples the test set within each class and leaves
-the trained networks as they are. Every table says which of the two it shows, and n.
+seed varies the student's initialisation, order and views, so they hold for the one split and the
+one teacher of the study. *Over test images*: a bootstrap that resamples the test set within each
+and leaves the trained networks as they are. Every table says which of the two it shows, with n.
 
-Functions take the rows of one setting (data set, gamma, pair, schedule): ``settings`` splits a part.
+Functions take the rows of one setting (data set, gamma, pair, schedule): see ``settings``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ GROUPS = ("head", "medium", "tail")
 METRICS = ("all", *GROUPS)
 BEST = "all, best test epoch †"
 LABELS = {name: method.label for name, method in METHODS.items()} | {
-    "reviewkd": "ReviewKD", "catkd": "CAT-KD", "baseline": "KD (baseline)", "cross_biased": "cross, biased",
-    "cross_rebalanced": "cross, rebalanced", "within_only": "within only",
-    "cross_and_within": "cross + within"}  # fmt: skip
+    "reviewkd": "ReviewKD", "catkd": "CAT-KD", "baseline": "KD (baseline)",
+    "cross_biased": "cross, biased", "cross_rebalanced": "cross, rebalanced",
+    "within_only": "within only", "cross_and_within": "cross + within (LTKD)"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Interval:
     n: int = 0
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any]) -> "Interval":
+    def of(cls, row: Any) -> "Interval":
         return cls(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
     def plus_minus(self, digits: int = 1) -> str:
@@ -124,8 +124,8 @@ def summarise(
 ) -> pd.DataFrame:
     """Mean and t interval over seeds. Tidy: by, label, ours, metric, mean, low, high, n."""
     rows = [
-        {by: key, "label": part["label"].iloc[0], "ours": bool(part["ours"].any()), "metric": metric,
-         **vars(t_interval(part[metric]))}
+        {by: key, "label": part["label"].iloc[0], "ours": bool(part["ours"].any()),
+         "metric": metric, **vars(t_interval(part[metric]))}
         for key, part in named(runs, by).groupby(by, sort=False) for metric in metrics
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[by, "label", "ours", "metric", "mean", "low", "high", "n"])
@@ -134,7 +134,7 @@ def summarise(
 def paired(
     runs: pd.DataFrame, reference: Any, by: str = "method", metrics: Sequence[str] = METRICS
 ) -> pd.DataFrame:
-    """Differences to ``reference`` within each seed (split and teacher are shared), with t intervals.
+    """Differences to ``reference`` within each seed (one split, one teacher), with t intervals.
 
     Tidy: by, label, reference, metric, mean, low, high, n; n counts the seeds that both have. Empty
     when the reference did not run.
@@ -144,8 +144,8 @@ def paired(
         raise ValueError(f"by = {by!r}: a seed stands there twice; give the rows of one setting")
     base = runs[runs[by] == reference].set_index("seed")
     rows = [
-        {by: key, "label": part["label"].iloc[0], "reference": base["label"].iloc[0], "metric": metric,
-         **vars(t_interval(part.set_index("seed")[metric] - base[metric]))}
+        {by: key, "label": part["label"].iloc[0], "reference": base["label"].iloc[0],
+         "metric": metric, **vars(t_interval(part.set_index("seed")[metric] - base[metric]))}
         for key, part in runs[runs[by] != reference].groupby(by, sort=False)
         for metric in metrics if len(base)
     ]  # fmt: skip
@@ -164,7 +164,7 @@ def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
 
 
 def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """A plain table of strings, a row a label, a column a metric; differences get [low, high] and n."""
+    """A plain table of strings, a row a label, a column a metric; differences come with n."""
     cells: dict[str, dict[str, Any]] = {}
     for row in tidy.to_dict("records"):
         gap, line = Interval.of(row), cells.setdefault(str(row["label"]), {})
@@ -177,7 +177,7 @@ def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
 
 def accuracies(runs: pd.DataFrame, by: str = "method") -> pd.DataFrame:
-    """The main table: last epoch, 'mean ± half-width (n)'; the best test epoch only as a marked column."""
+    """The main table: last epoch, 'mean ± half-width (n)'; best test epoch as a marked column."""
     return wide(summarise(runs, by, (*METRICS, "best_all")))
 
 
@@ -186,12 +186,12 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
     counts = runs.groupby(by)["seed"].nunique()
     n = " to ".join(str(n) for n in sorted({counts.min(), counts.max()}))
     interval = (
-        "± and [ ] are 95 % t intervals over seeds (n − 1 degrees of freedom), conditional on the one "
-        "split and the one teacher; differences are paired by seed"
+        "± and [ ] are 95 % t intervals over seeds (n − 1 degrees of freedom), conditional on the "
+        "one split and the one teacher; differences are paired by seed"
     )
     return Markdown(
-        "*Top-1 accuracy in percent on the balanced test set, last epoch; head, medium and tail are "
-        f"means over classes; n = {n} seed{'s' * (n != '1')}; "
+        "*Top-1 accuracy in percent on the balanced test set, last epoch; head, medium and tail "
+        f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
         f"{interval if counts.max() > 1 else 'one seed gives no interval'}. "
         "† The epoch is picked on the test set, which leaks it: no result.*"
     )
@@ -239,9 +239,25 @@ def bootstrap(
         if len(chosen):
             weights = sizes[chosen] if metric == "all" else None
             value = 100 * np.average(means[:, chosen], axis=1, weights=weights)
-            interval = Interval(value[0], *np.quantile(value[1:], TAILS), int(sizes[chosen].sum()))
+            low, high = np.quantile(value[1:], TAILS)
+            interval = Interval(value[0], low, high, int(sizes[chosen].sum()))
             rows.append({"metric": metric, **vars(interval)})
     return pd.DataFrame(rows)
+
+
+def over_images(
+    runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any
+) -> pd.DataFrame:
+    """Accuracy of each label, mean over its seeds, with its bootstrap interval over test images."""
+    labels, rows = np.asarray(data.test_labels), {}
+    for label, part in runs.groupby("label", sort=False):
+        score = np.mean([np.asarray(predictions[run]) == labels for run in part["run"]], axis=0)
+        found = bootstrap(score, labels, np.asarray(data.groups(3)))
+        shown = [
+            Interval.of(row).difference().removeprefix("+") for row in found.to_dict("records")
+        ]
+        rows[label] = dict(zip(found["metric"], shown, strict=True))
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def both_intervals(
@@ -265,16 +281,19 @@ def both_intervals(
     rows = []
     for row in images.to_dict("records"):
         over_seeds = interval_of(gaps, method=method, metric=row["metric"])
-        rows.append({
-            "": row["metric"], "over seeds (t, paired)": over_seeds.difference(), "seeds": over_seeds.n,
-            "over test images (bootstrap)": Interval.of(row).difference(), "images": row["n"]})  # fmt: skip
+        shown = {"over seeds (t, paired)": over_seeds.difference(), "seeds": over_seeds.n}
+        shown |= {"over test images (bootstrap)": Interval.of(row).difference(), "images": row["n"]}
+        rows.append({"": row["metric"], **shown})
     return pd.DataFrame(rows).set_index("")
 
 
 def beside_paper(
-    runs: pd.DataFrame, setting: Setting, table: str, by: str = "method"
+    runs: pd.DataFrame, setting: Setting, table: str, by: str = "method", others: bool = True
 ) -> tuple[Markdown, pd.DataFrame]:
-    """A heading that says whether the paper's setting is ours, and the table; differences only then."""
+    """A heading that says whether the paper's setting is ours; the table, differences only then.
+
+    ``others`` adds the paper's rows that did not run here.
+    """
     heading, cells = paper.beside(setting, table)
     same = paper.comparable(setting, table)
     values = cells.set_index(["cell", "metric"])["top1"]
@@ -288,17 +307,17 @@ def beside_paper(
         line[f"{metric}: {theirs}"] = f"{value:.2f}"
         if same:
             line[f"{metric}: ours − paper"] = f"{ours.mean - value:+.2f}".replace("-", "−")
-    for cell in cells["cell"].unique():
+    for cell in cells["cell"].unique() if others else ():
         if cell not in {*runs[by].astype(str), "teacher"}:
             label = f"n = {cell}" if by == "n_groups" else LABELS.get(cell, cell)
-            shown = {f"{metric}: {theirs}": f"{v:.2f}" for metric, v in values[cell].items()}
-            rows[f"{label} (not run here)"] = shown
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return Markdown(heading), table.replace(["nan", "+nan"], "—").fillna("—")
+            reported = values[cell].items()
+            rows[f"{label} (not run here)"] = {f"{m}: {theirs}": f"{v:.2f}" for m, v in reported}
+    shown = pd.DataFrame.from_dict(rows, orient="index").replace(["nan", "+nan"], "—")
+    return Markdown(heading), shown.fillna("—")
 
 
 def against_paper(runs: pd.DataFrame, setting: Setting, table: str) -> pd.DataFrame:
-    """The cells that both have: summarise's columns and ``paper``; empty unless the setting is the same."""
+    """``summarise`` and the paper's value of the cells that both have; empty in another setting."""
     if not paper.comparable(setting, table):
         return pd.DataFrame()
     cells = paper.beside(setting, table)[1].rename(columns={"cell": "method", "top1": "paper"})
@@ -316,30 +335,50 @@ def classes(data: Any) -> pd.DataFrame:
     )
 
 
-def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
-    """The way along ``path`` (methods or variants), a paired difference a step; cells not run are skipped.
+def group_table(data: Any) -> pd.DataFrame:
+    """A row a group: classes, training and test images, and what one test image is worth."""
+    frame = classes(data)
+    frame["test"] = np.bincount(np.asarray(data.test_labels), minlength=len(frame))
+    table = frame.groupby("group").agg(
+        classes=("class_id", "size"), training_images=("count", "sum"), largest=("count", "max"),
+        smallest=("count", "min"), test_images=("test", "sum"))  # fmt: skip
+    table["one test image, points"] = (100 / table["test_images"]).round(2)
+    return table.set_axis([GROUPS[g] for g in table.index]).rename(
+        columns=lambda c: c.replace("_", " ")
+    )
 
-    Tidy: label, method, kind (total or step), metric, start, mean, low, high, n; the steps add up.
+
+def completeness(study: Any, part: str) -> Markdown | pd.DataFrame:
+    """A line when every run of the part finished, else the table of those that did not."""
+    done, missing = len(study.results(part)), study.missing(part)
+    name = part.replace("_", " ").capitalize()
+    return Markdown(f"*{name}: {done} of {done} runs finished.*") if missing.empty else missing
+
+
+def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
+    """The way along ``path`` (methods or variants), a paired difference a step.
+
+    Cells that did not run are skipped, and the steps add up. Tidy: label, method, kind (total or
+    step), metric, start, mean, low, high, n.
     """
     cells = runs.assign(cell=runs["variant"].where(runs["variant"] != "", runs["method"]))
     path = [cell for cell in path if cell in set(cells["cell"])]
     means = summarise(cells, "cell", [metric]).set_index("cell")
     methods = cells.groupby("cell")["method"].first()
     rows = []
-    for before, after in zip([None, *path], [*path, None], strict=True):
-        total = before is None or after is None
-        name = before if after is None else after
-        row = means.loc[name].to_dict() | {"method": methods[name], "kind": "total", "start": 0.0}
-        if not total:
-            gaps = paired(cells, before, "cell", [metric])
+    for k, after in enumerate([*path, *path[-1:]]):
+        row: dict[Any, Any] = means.loc[after].to_dict() | {"method": methods[after]}
+        row |= {"kind": "total", "start": 0.0}
+        if 0 < k < len(path):
+            before = path[k - 1]
             row |= {
                 "label": f"→ {row['label']}",
                 "kind": "step",
                 "start": means.loc[before, "mean"],
             }
-            row |= vars(interval_of(gaps, cell=after))
+            row |= vars(interval_of(paired(cells, before, "cell", [metric]), cell=after))
         rows.append(row)
-    return pd.DataFrame(rows) if len(path) > 1 else pd.DataFrame()
+    return pd.DataFrame(rows if len(path) > 1 else [])
 
 
 def teacher_mass(
@@ -373,14 +412,14 @@ def teacher_mass(
             "rebalanced": rebalance(own, log_batch_mass(own)).exp().mean(0).numpy(),
         }
         rows += [
-            {"batch": batch, "draw": draw, "stage": stage, "group": GROUPS[g], "share": 100 * share[g]}
-            for stage, share in stages.items() for g in range(n)
+            {"batch": batch, "draw": draw, "stage": stage, "group": GROUPS[g], "share": 100 * part}
+            for stage, share in stages.items() for g, part in enumerate(share)
         ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def batches(study: Any, pair: Any) -> pd.DataFrame:
-    """``teacher_mass`` of a pair's teacher (first gamma): balanced test, long-tailed training batches."""
+    """``teacher_mass`` in balanced test and long-tailed training batches, at the first gamma."""
     (model, _), data = study.teacher(pair), study.data()
     kinds = {"balanced": (data.test_images, data.test_labels),
              "long-tailed": (data.train_images, data.train_labels)}  # fmt: skip
@@ -390,18 +429,25 @@ def batches(study: Any, pair: Any) -> pd.DataFrame:
 
 
 def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
-    """The two parts of the paper's first claim, each with the middle 95 % of batches; n counts batches."""
+    """The parts of the paper's first claim, with the middle 95 % of batches; n counts batches."""
     share = mass.pivot_table(index=["batch", "draw"], columns=["stage", "group"], values="share")
-    spread = {s: share[s].max(axis=1) - share[s].min(axis=1) for s in ("teacher", "rebalanced")}
+    spread = {s: np.ptp(share[[s]].to_numpy(), axis=1) for s in ("teacher", "rebalanced")}
+    removed = pd.Series(spread["teacher"] - spread["rebalanced"], share.index)
     excess = (share["teacher", "head"] - share["labels", "head"]).xs("balanced", level="batch")
-    evened = (spread["teacher"] - spread["rebalanced"]).xs("long-tailed", level="batch")
-    named = {"head: teacher − labels, balanced batches": excess,
-             "largest − smallest group: biased − rebalanced, long-tailed batches": evened}  # fmt: skip
-    return {name: Interval(x.mean(), *x.quantile(TAILS), len(x)) for name, x in named.items()}
+    effects = {
+        "head: teacher − labels, balanced batches": excess,
+        "spread over groups: biased − rebalanced, long-tailed batches": removed.xs(
+            "long-tailed", level="batch"
+        ),
+    }
+    return {
+        name: Interval(x.mean(), float(x.quantile(TAILS[0])), float(x.quantile(TAILS[1])), len(x))
+        for name, x in effects.items()
+    }
 
 
 def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> pd.DataFrame:
-    """Where the test images of each group go, in percent over all seeds: label, true, predicted, share."""
+    """Where each group's test images go, percent over all seeds: label, true, predicted, share."""
     groups = np.asarray(data.groups(3))
     truth, rows = groups[np.asarray(data.test_labels)], []
     for label, part in runs.groupby("label", sort=False):
@@ -431,11 +477,12 @@ def frequency_sentence(per_class: pd.DataFrame) -> Markdown:
 
 
 def identities(lines: Mapping[str, tuple[Any, Any]]) -> pd.DataFrame:
-    """Each line's two sides, compared sample by sample: means and the largest absolute difference."""
+    """Each line's two sides, compared sample by sample: means and the largest difference."""
     rows = {}
     for name, sides in lines.items():
         left, right = (np.asarray(side, dtype=float) for side in sides)
         error = np.abs(left - right).max()
-        rows[name] = {"left, mean": f"{left.mean():.6g}", "right, mean": f"{right.mean():.6g}",
-                      "largest difference": f"{error:.1e}", "equal to 1e-12": "yes" if error < 1e-12 else "no"}  # fmt: skip
+        rows[name] = {"left, mean": f"{left.mean():.6g}", "right, mean": f"{right.mean():.6g}"}
+        rows[name] |= {"largest difference": f"{error:.1e}"}
+        rows[name] |= {"equal to 1e-12": "yes" if error < 1e-12 else "no"}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,150 @@
+"""Figures: what they show, that colours mean the same everywhere, and that nothing leaks."""
+
+import io
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from ltkd.methods import METHODS
+from ltkd.report import figures, paper, tables
+
+
+def runs(names: list[str], seeds: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"method": name, "label": METHODS[name].label, "ours": METHODS[name].ours,
+         "seed": seed, "variant": "", "run": f"{name}{seed}",
+         **{m: 80 + k + rng.normal() for m in tables.METRICS}}
+        for k, name in enumerate(names) for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+FEW, MANY = ["student", "kd", "ltkd"], [name for name in METHODS if name != "teacher"]
+
+
+def texts(figure: Figure) -> str:
+    found = [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+    return " | ".join(found)
+
+
+def svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "ltkd"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("names", [FEW, MANY])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_figures_of_few_and_many_methods(names, seeds):
+    frame = runs(names, seeds)
+    summary, gaps = tables.summarise(frame), tables.paired(frame, "kd")
+    for figure, label in (
+        (figures.groups_by_method(summary), "test accuracy, %"),
+        (figures.differences(gaps), "difference to KD, points"),
+        (figures.trade_off(summary), "all classes, %"),
+    ):
+        assert isinstance(figure, Figure)
+        assert figure.axes[0].get_xlabel() == label
+        assert "95 % t interval" in texts(figure)
+        for name in set(names) - {"kd"}:
+            assert METHODS[name].label in texts(figure).replace("\n", " ")
+
+
+def test_a_method_has_one_colour():
+    frame = runs(["kd", "ltkd"])
+    curves = pd.concat([frame.assign(epoch=epoch) for epoch in (1, 2)])
+    lines = figures.learning_curves(curves, ["kd", "ltkd"]).axes[0].lines
+    marks = figures.trade_off(tables.summarise(frame)).axes[0].containers
+    expected = [figures.look(name)[0] for name in ("kd", "ltkd")]
+    assert [to_hex(line.get_color()) for line in lines] == expected
+    assert [to_hex(mark.lines[0].get_color()) for mark in marks] == expected
+    assert expected[0] != expected[1]
+
+
+def test_every_method_can_be_told_apart():
+    looks = [figures.look(name) for name in (*METHODS, "reviewkd", "catkd")]
+    assert len(set(looks)) == len(looks)
+
+
+def test_groups_have_the_same_colours_everywhere():
+    classes = pd.DataFrame(
+        {
+            "class_id": range(6),
+            "class_name": list("abcdef"),
+            "count": [60, 50, 20, 10, 3, 2],
+            "group": [0, 0, 1, 1, 2, 2],
+        }
+    )
+    figure = figures.profile(classes)
+    bars = [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
+    assert bars[::2] == [figures.METRIC_LOOKS[group][0] for group in tables.GROUPS]
+    per_class = classes.assign(label="Teacher", accuracy=[99, 98, 90, 80, 60, 50.0])
+    dots = figures.accuracy_by_frequency(per_class).axes[0].lines
+    assert [to_hex(dot.get_color()) for dot in dots] == bars[::2]
+    assert "tail\n2 classes\n5 images" in texts(figure)
+
+
+def test_the_other_figures():
+    reported = paper.reported("group_count")
+    frame = pd.concat([runs(["ltkd"]).assign(n_groups=n) for n in (1, 3, 10)])
+    figure = figures.group_count(tables.paired(frame, 3, "n_groups"), reported)
+    assert figure.axes[0].get_xlabel() == "number of groups (log scale)"
+    assert "VGG13-\nVGG8" in texts(figure)
+    grid = pd.concat(
+        [runs(["ltkd"]).assign(alpha=a, beta=b) for a in (0.5, 1.0) for b in (1.0, 2.0)]
+    )
+    assert [axes.get_title("left") for axes in figures.heat_map(grid).axes] == ["tail, %", "all, %"]
+    steps = tables.steps(runs(["kd", "kd_ce1", "ltkd"]), ["kd", "kd_ce1", "ltkd"], "tail")
+    assert "→ LTKD" in texts(figures.waterfall(steps))
+    cells = tables.summarise(runs(["kd", "ltkd"]), metrics=("all", "tail")).assign(paper=50.0)
+    assert figures.against_paper(cells).axes[0].get_ylabel() == "this study, %"
+    shares = [
+        {"label": "KD", "true": a, "predicted": b, "share": 33.3}
+        for a in tables.GROUPS
+        for b in tables.GROUPS
+    ]
+    assert figures.confusion(pd.DataFrame(shares)).axes[0].get_ylabel() == "true group"
+    logits, labels = np.eye(3)[np.arange(30) % 3], np.arange(30) % 3
+    mass = [
+        tables.teacher_mass(logits, labels, [0, 1, 2], kind, size=6, draws=4)
+        for kind in ("balanced", "long-tailed")
+    ]
+    assert [axes.get_title("left") for axes in figures.teacher_mass(pd.concat(mass)).axes] == [
+        "balanced batch",
+        "long-tailed batch",
+    ]
+    assert len(figures.images(np.zeros((7, 3, 4, 4), np.uint8), ["x"] * 7).axes) == 10
+
+
+def test_no_rows_give_a_line_of_text():
+    assert "no such runs" in texts(figures.differences(tables.paired(runs(["ltkd"]), "kd")))
+
+
+def test_style_is_its_own_and_leaves_no_trace():
+    summary = tables.summarise(runs(FEW))
+    plain = svg(figures.trade_off(summary))
+    before = {key: mpl.rcParams[key] for key in mpl.rcParams if key != "backend"}
+    with mpl.rc_context({"font.size": 30, "axes.grid": False}):
+        assert svg(figures.trade_off(summary)) == plain
+    assert {key: mpl.rcParams[key] for key in before} == before
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("places", [[3.0, 3.0, 3.0], [0.0, 5.0, 5.5, 20.0], [9.0, 1.0], [2.0]])
+def test_spread_keeps_order_and_distance(places):
+    moved = figures._spread(places, 2.0, -100, 100)
+    order = np.argsort(places, kind="stable")
+    assert (np.diff(moved[order]) >= 2.0 - 1e-9).all()
+    assert moved.mean() == pytest.approx(np.mean(places))
+    inside = figures._spread(places, 2.0, 3.0, 11.0)
+    assert (np.diff(inside[order]) >= 2.0 - 1e-9).all()
+    assert inside.min() >= 3.0
+    assert inside.max() <= 11.0

@@ -1,0 +1,240 @@
+"""The statistics against closed forms and numbers worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ltkd.report import claims, tables
+from ltkd.report.paper import Setting
+from ltkd.report.tables import Interval, verdict
+
+
+def runs(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
+    """A row a method and seed; all metrics hold the same value."""
+    rows = [
+        {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}"}
+        | dict.fromkeys((*tables.METRICS, "best_all"), v) | columns
+        for m, series in values.items() for s, v in enumerate(series)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+class Study:
+    """The part of a study that the tables read."""
+
+    def __init__(self, frame: pd.DataFrame, schedule: str = "steps") -> None:
+        self.frame, self.parameters = frame, type("P", (), {"schedule": schedule})
+
+    def results(self, part: str) -> pd.DataFrame:
+        return self.frame
+
+    def missing(self, part: str) -> pd.DataFrame:
+        return pd.DataFrame(columns=["run", "reason"])
+
+
+def test_t_interval_by_hand():
+    # 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.30265, half-width 4.30265 / sqrt(3).
+    found = tables.t_interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.high - found.mean == pytest.approx(4.30265 / 3**0.5, abs=1e-4)
+
+
+def test_t_interval_against_scipy():
+    x = np.random.default_rng(0).normal(50, 3, 7)
+    expected = stats.t.interval(0.95, 6, loc=x.mean(), scale=stats.sem(x))
+    found = tables.t_interval(x)
+    np.testing.assert_allclose([found.low, found.high], expected)
+
+
+def test_one_value_has_no_interval_and_says_so():
+    one = tables.t_interval([51.0])
+    assert np.isnan([one.low, one.high]).all()
+    assert one.plus_minus() == "51.0 (1, no interval)"
+    assert one.difference() == "+51.0 (no interval)"
+    assert verdict(one) == "not resolved"
+    assert tables.t_interval([np.nan]).plus_minus() == "—"
+
+
+def test_missing_values_do_not_count():
+    assert tables.t_interval([1.0, np.nan, 3.0]) == tables.t_interval([1.0, 3.0])
+
+
+def test_strings():
+    assert Interval(51.08, 50.78, 51.38, 5).plus_minus() == "51.1 ± 0.3 (5)"
+    assert Interval(51.08, 50.78, 51.38, 5).plus_minus(2) == "51.08 ± 0.30 (5)"
+    assert Interval(-2.1, -3.9, -0.3, 5).difference() == "−2.1 [−3.9, −0.3]"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claim", "expected"),
+    [
+        (0.1, 2, "higher", "confirmed"), (-2, -0.1, "higher", "contradicted"),
+        (-0.1, 2, "higher", "not resolved"), (0.0, 2, "higher", "not resolved"),
+        (-2, -0.1, "lower", "confirmed"), (0.1, 2, "lower", "contradicted"),
+        (-0.9, 0.9, "equal", "confirmed"), (1.1, 3, "equal", "contradicted"),
+        (-3, -1.1, "equal", "contradicted"), (0.5, 1.5, "equal", "not resolved"),
+    ],
+)  # fmt: skip
+def test_verdicts(low, high, claim, expected):
+    assert verdict(Interval((low + high) / 2, low, high, 3), claim, margin=1.0) == expected
+
+
+def test_an_unknown_claim_is_refused():
+    with pytest.raises(ValueError, match="allowed: higher, lower, equal"):
+        verdict(Interval(1, 0, 2, 3), "better")
+
+
+def test_paired_differences_use_the_seeds_that_both_have():
+    frame = runs({"kd": [50.0, 60.0, 70.0], "ltkd": [52.0, 63.0]})
+    gap = tables.interval_of(tables.paired(frame, "kd"), method="ltkd", metric="tail")
+    # Differences 2 and 3: mean 2.5, half-width t(0.975, 1) * 0.7071 / sqrt(2) = 12.7062 * 0.5.
+    assert (gap.mean, gap.n) == (2.5, 2)
+    assert gap.high - gap.mean == pytest.approx(6.3531, abs=1e-4)
+    # Pairing takes the seeds' common variation out: the unpaired interval is far wider.
+    assert tables.t_interval(frame.query("method == 'kd'")["tail"]).high > 80
+
+
+def test_paired_without_the_reference_is_empty():
+    frame = tables.paired(runs({"ltkd": [1.0, 2.0]}), "kd")
+    assert frame.empty
+    assert tables.wide(frame).empty
+    assert "Not tested here" in tables.say(frame).data
+    assert tables.interval_of(frame, method="ltkd", metric="tail").n == 0
+
+
+def test_paired_refuses_rows_of_two_settings():
+    with pytest.raises(ValueError, match="one setting"):
+        tables.paired(pd.concat([runs({"kd": [1.0]}), runs({"kd": [2.0]})]), "kd")
+
+
+def test_the_sentence():
+    gaps = tables.paired(runs({"kd": [50.0, 50.0, 50.0], "ltkd": [51.0, 52.0, 53.0]}), "kd")
+    row = gaps[gaps["metric"] == "tail"].iloc[0]
+    assert tables.sentence(row, "higher") == (
+        "**LTKD − KD** on the tail: +2.0 points [−0.5, 4.5], n = 3 seeds, paired: **not resolved**"
+    )
+
+
+def test_main_table_marks_the_best_epoch():
+    table = tables.accuracies(runs({"kd": [50.0, 52.0], "student": [40.0]}))
+    assert list(table.columns) == ["all", "head", "medium", "tail", tables.BEST]
+    assert "†" in tables.BEST
+    assert table.loc["KD", "tail"] == "51.0 ± 12.7 (2)"
+    assert table.loc["Student alone", "all"] == "40.0 (1, no interval)"
+    assert "n = 1 to 2 seeds" in tables.note(runs({"kd": [50.0, 52.0], "student": [40.0]})).data
+
+
+def test_bootstrap_against_the_binomial():
+    # One class of 400 images, 80 % right: standard error sqrt(0.8 * 0.2 / 400) = 2 points.
+    scores = np.repeat([1.0, 0.0], [320, 80])
+    found = tables.bootstrap(scores, np.zeros(400, int), np.zeros(1, int), draws=4000)
+    all_ = tables.interval_of(found, metric="all")
+    assert all_.mean == pytest.approx(80)
+    assert (all_.high - all_.low) / 2 == pytest.approx(1.96 * 2, rel=0.08)
+    assert list(found["metric"]) == ["all", "head"]  # a group without classes has no row
+
+
+def test_bootstrap_means_over_classes_not_images():
+    # Two head classes of 10 and 30 images, all right and all wrong: 50 % by class, 25 % by image.
+    labels = np.repeat([0, 1], [10, 30])
+    found = tables.bootstrap((labels == 0) * 1.0, labels, np.zeros(2, int), draws=50)
+    assert tables.interval_of(found, metric="head").mean == pytest.approx(50)
+    assert tables.interval_of(found, metric="all").mean == pytest.approx(25)
+
+
+def test_bootstrap_is_deterministic():
+    labels, scores = np.arange(30) % 3, np.arange(30) % 2
+    first, second = (tables.bootstrap(scores, labels, np.arange(3), draws=20) for _ in range(2))
+    pd.testing.assert_frame_equal(first, second)
+
+
+SETTING = {"dataset": "cifar100", "gamma": 100.0, "student": "resnet8x4", "epochs": 240}
+
+
+def test_settings_give_runs_without_a_teacher_to_every_pair():
+    alone = runs({"student": [40.0]}, teacher="", **SETTING)
+    a = runs({"kd": [42.0]}, teacher="resnet32x4", **SETTING)
+    b = runs({"kd": [43.0]}, teacher="vgg13", **SETTING)
+    found = dict(tables.settings(Study(pd.concat([alone, a, b])), "distillation"))
+    assert [s.teacher for s in found] == ["resnet32x4", "vgg13"]
+    assert all(list(rows["method"]) == ["student", "kd"] for rows in found.values())
+
+
+def test_beside_the_paper_differences_only_in_its_setting():
+    frame = runs({"kd": [42.0, 43.0], "kd_adjusted": [45.0, 46.0]})
+    same = Setting("cifar100", 100.0, "resnet32x4", "resnet8x4", 240)
+    heading, table = tables.beside_paper(frame, same, "secondary")
+    assert "same setting" in heading.data
+    assert table.loc["KD", "all: paper"] == "42.48"
+    assert table.loc["KD", "all: ours − paper"] == "+0.02"
+    assert table.loc["KD, adjusted teacher", "all: ours − paper"] == "—"
+    assert table.loc["LTKD (not run here)", "tail: paper"] == "27.21"
+    assert len(tables.against_paper(frame, same, "secondary")) == 2
+    for other in (same._replace(epochs=60), same._replace(dataset="digits"),
+                  same._replace(gamma=10.0), same._replace(schedule="one_cycle")):  # fmt: skip
+        heading, table = tables.beside_paper(frame, other, "secondary")
+        assert "another setting" in heading.data
+        assert "no difference is computed" in heading.data
+        assert not any("−" in column for column in table.columns)
+        assert all("other setting" in column or "ours" in column for column in table.columns)
+        assert tables.against_paper(frame, other, "secondary").empty
+
+
+def test_steps_add_up():
+    frame = runs({"kd": [50.0, 51.0], "kd_ce1": [53.0, 52.0], "ltkd": [60.0, 61.0]})
+    found = tables.steps(frame, ["kd", "kd_ce1", "absent", "ltkd"], "tail")
+    assert list(found["kind"]) == ["total", "step", "step", "total"]
+    np.testing.assert_allclose(found["mean"], [50.5, 2.0, 8.0, 60.5])
+    np.testing.assert_allclose(found["start"], [0, 50.5, 52.5, 0])
+
+
+def test_teacher_mass_of_a_known_teacher():
+    # Every image gets the probabilities 0.6, 0.3, 0.1, one class a group.
+    logits = np.log(np.tile([0.6, 0.3, 0.1], (30, 1)))
+    labels = np.arange(30) % 3
+    mass = tables.teacher_mass(
+        logits, labels, [0, 1, 2], "balanced", size=9, draws=3, temperature=1.0
+    )
+    share = mass.groupby(["stage", "group"])["share"].mean()
+    np.testing.assert_allclose(share["teacher"][list(tables.GROUPS)], [60, 30, 10])
+    np.testing.assert_allclose(share["rebalanced"], [100 / 3] * 3)
+    np.testing.assert_allclose(share["labels"], [100 / 3] * 3)
+    other = tables.teacher_mass(
+        logits, labels, [0, 1, 2], "long-tailed", size=9, draws=3, temperature=1.0
+    )
+    head, removed = tables.mass_effects(pd.concat([mass, other])).values()
+    assert head.mean == pytest.approx(60 - 100 / 3)
+    assert removed.mean == pytest.approx(50)
+
+
+def test_the_margin_is_the_papers_largest_change():
+    assert claims.group_margin() == pytest.approx(1.30)  # WRN-40-2-ShuffleNetV1, 48.60 to 49.90
+
+
+def test_a_claim_needs_all_of_its_tests():
+    def judge(*found: str) -> str:
+        rows = [{"setting": "s", "claim": 6, "verdict": v} for v in found]
+        return claims.verdicts(pd.DataFrame(rows))["verdict"].iloc[0]
+
+    assert judge("confirmed", "confirmed") == "confirmed"
+    assert judge("confirmed", "not tested here") == "confirmed where tested"
+    assert judge("confirmed", "not resolved") == "not resolved"
+    assert judge("confirmed", "contradicted", "not resolved") == "contradicted"
+    assert judge("not tested here") == "not tested here"
+
+
+def test_questions_name_what_did_not_run():
+    table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
+    assert table.index[0] == "KD, weights 1 and 1 − KD"
+    assert table["question"].str.len().max() <= 50  # longer cells would be cut off on the page
+    assert table.iloc[0][["tail", "on the tail"]].tolist() == ["+2.0 [2.0, 2.0]", "higher"]
+    assert set(table["on the tail"].iloc[1:]) == {"not tested here"}
+
+
+def test_confusion_by_group():
+    data = type("D", (), {"test_labels": [0, 1, 2, 2], "groups": lambda self, n: [0, 1, 2]})()
+    frame = runs({"kd": [0.0]}).assign(label="KD")
+    found = tables.confusion(frame, {"kd0": np.array([0, 1, 0, 2])}, data)
+    tail = found[found["true"] == "tail"].set_index("predicted")["share"]
+    assert tail.to_dict() == {"head": 50, "medium": 0, "tail": 50}

@@ -1,0 +1,130 @@
+"""The command line: exit codes, budget, messages; nothing done twice."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ltkd import cli
+
+SPEC = """dataset: digits
+gamma: 20
+student: resnet8
+method: student
+epochs: {}
+schedule: one_cycle
+"""
+LTKD = [sys.executable, "-m", "ltkd.cli"]
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(SPEC.format(2))
+    return path
+
+
+def call(*arguments):
+    return subprocess.run(
+        [*LTKD, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_train_makes_a_record_and_the_second_call_makes_nothing(spec, tmp_path):
+    first = call("train", spec, "--outputs", tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"student resnet8 gamma 20 seed 0: \d+\.\d\d % test accuracy", first.stdout)
+    assert "epoch 2/2" in first.stderr  # a line an epoch where there is no terminal
+    again = call("train", spec, "--outputs", tmp_path)
+    assert again.stdout == first.stdout
+    assert again.stderr == ""
+
+
+def test_a_spent_budget_exits_75_and_the_next_call_goes_on(tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_text(SPEC.format(60))
+    cut = call("train", path, "--outputs", tmp_path, "--budget", "6s")
+    assert cut.returncode == 75, cut.stderr
+    assert "the same command goes on from here" in cut.stdout
+    done = call("train", path, "--outputs", tmp_path)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
+    path = tmp_path / "long.yaml"
+    path.write_text(SPEC.format(400))
+    process = subprocess.Popen([*LTKD, "train", str(path), "--outputs", str(tmp_path)], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    limit = time.monotonic() + 120
+    while not list(tmp_path.rglob("progress.json")):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "the same command goes on from here" in said
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "the following arguments are required: parameters"),
+        (["run", "nowhere.yaml"], "there is no such file"),
+        (["run", "params/quick.yaml", "--only", "99"], "no notebook starts so"),
+        (["run", "params/quick.yaml", "--jobs", "0"], "should be 'auto' or a number"),
+        (["run", "params/quick.yaml", "--budget", "soon"], "should be a time such as 90s"),
+        (["run", "params/quick.yaml", "--job", "2"], "unrecognized arguments"),
+        (["train", "params/quick.yaml"], "unknown key"),
+        (["data", "check", "cifar100", "--root", "nowhere"], "ltkd data prepare cifar100"),
+        (["data", "check", "mnist"], "invalid choice: 'mnist'"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)
+def test_wrong_calls_exit_2_with_the_mend(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("9m", 540), ("1.5h", 5400)]
+)
+def test_budgets(text, seconds):
+    assert cli._budget(text) == seconds
+
+
+def test_missing_data_stops_a_study_before_any_work(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: study\ndataset: cifar100\npairs: [vgg13-vgg8]\n")
+    done = call("run", path, "--outputs", tmp_path / "o", "--data-root", tmp_path / "none")
+    assert done.returncode == 2
+    assert "ltkd data prepare cifar100" in done.stderr
+    assert str(tmp_path / "none") in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_status_and_methods(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: study\nseeds: [0]\n")
+    assert cli.main(["status", str(path), "--outputs", str(tmp_path)]) == 0
+    assert "0 of 15 runs are there" in capsys.readouterr().out
+    assert cli.main(["methods"]) == 0
+    assert "balanced_softmax_kd_adjusted" in capsys.readouterr().out
+
+
+def test_data_check_digits(capsys):
+    assert cli.main(["data", "check", "digits"]) == 0
+    assert "1201 training and 596 test images: good" in capsys.readouterr().out

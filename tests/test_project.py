@@ -1,0 +1,115 @@
+"""The project's own promises: files in step, the README's code runs, the library stays one-way."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *plain, pip = environment["dependencies"]
+    assert f"python{PROJECT['requires-python']}" in plain
+    assert pip["pip"] == [*PROJECT["dependencies"], "-e ."]
+
+
+def test_the_lock_holds_every_dependency_with_hashes_and_no_host():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    for requirement in wanted:
+        assert re.split(r"[<>=]", requirement)[0] in pinned, requirement
+    assert pinned["torch"] == "2.11.0"
+    assert pinned["torchvision"] == "0.26.0"
+    assert lock.count("--hash=sha256:") >= len(pinned)
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_loss_runs_in_a_plain_loop():
+    import torch
+
+    (example,) = [block for block in readme_blocks("python") if "LTKDLoss" in block][:1]
+    core = [line for line in example.splitlines() if line and not line.startswith("#")]
+    assert len(core) <= 4
+    torch.manual_seed(0)
+    student, teacher = torch.nn.Linear(6, 10), torch.nn.Linear(6, 10)
+    x, y = torch.randn(32, 6), torch.randint(10, (32,))
+    counts = [116, 83, 59, 42, 30, 21, 15, 11, 8, 5]
+    optimizer, losses = torch.optim.SGD(student.parameters(), lr=0.05), []
+    for _ in range(20):
+        names = {"torch": torch, "student_logits": student(x), "teacher_logits": teacher(x),
+                 "labels": y, "counts": counts}  # fmt: skip
+        exec(example, names)  # the block as it stands in the README
+        optimizer.zero_grad()
+        names["loss"].backward()
+        optimizer.step()
+        losses.append(names["loss"].item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert teacher.weight.grad is None
+
+
+def test_the_readme_names_only_what_is_there():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"`((?:params|notebooks|outputs|ltkd|tests)/[\w./-]+)`", text):
+        if "/quick/" not in path:  # made by `make study`
+            assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", text):
+        assert (ROOT / path).exists(), path
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+    for name in (ROOT / "params").glob("*.yaml"):
+        assert name.name in text
+
+
+# Who may import whom: data flows one way.
+LAYERS = ["files", "groups", "losses", "models", "methods", "params", "data", "teacher", "train",
+          "runs", "pool", "notebooks", "study", "report", "cli"]  # fmt: skip
+
+
+def imports(path):
+    package = ("ltkd", *path.relative_to(ROOT / "ltkd").parts[:-1])
+    for node in ast.parse(path.read_text()).body:  # at the top of the file; inner ones are lazy
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            full = (*base, *(node.module or "").split(".")) if node.module else base
+            names = [full] if node.module else [(*full, alias.name) for alias in node.names]
+            yield from (name[1] for name in names if name[0] == "ltkd" and len(name) > 1)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "ltkd").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_nothing_below_knows_what_stands_above(path):
+    own = path.relative_to(ROOT / "ltkd").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for other in imports(path):
+        if other != own and other in LAYERS:
+            assert LAYERS.index(other) < LAYERS.index(own), f"{own} imports {other}"
+
+
+def test_make_help_lists_the_targets():
+    text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {"study", "test", "env", "lab", "clean"} <= set(
+        re.findall(r"^(\w+)", text, re.MULTILINE)
+    )
+
+
+def test_the_library_is_importable_without_the_project_beside_it(tmp_path):
+    code = "import ltkd, ltkd.losses; print(ltkd.class_groups([5, 3, 1]).tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[0, 1, 2]"

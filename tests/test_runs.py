@@ -1,0 +1,181 @@
+"""The store: an identity that moves only when the numbers do, done once, whole or absent."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ltkd import RunRecord, run
+from ltkd.files import write_atomic
+from ltkd.runs import Store, identity, pick_device
+
+
+def test_identity_is_the_spec_the_data_and_the_numerics_only(tiny, monkeypatch, tmp_path):
+    spec = tiny()
+    name = identity(spec)
+    assert len(name) == 16
+    assert name == identity(tiny())
+    assert name != identity(tiny(seed=1))
+    assert name != identity(tiny(precision="bf16"))
+    assert name != identity(tiny(threads=2))
+    monkeypatch.setenv("LTKD_DATA", str(tmp_path))
+    monkeypatch.setenv("LTKD_OUTPUTS", str(tmp_path))
+    assert name == identity(tiny())
+    monkeypatch.setattr("ltkd.runs.NUMERICS", 2)
+    assert name != identity(tiny())
+
+
+def test_identities_do_not_drift(tiny):
+    # A refactoring must never rerun days of work: these identities are pinned. They may change
+    # only together with NUMERICS, or when a field is added to the spec on purpose.
+    assert identity(tiny()) == "bd5584d235817545"
+    assert identity(tiny(method="ltkd", teacher="resnet20", groups=3)) == "bf73a48827cba30a"
+
+
+def test_a_record_is_read_not_made_again(tmp_path, tiny):
+    spec = tiny(epochs=1)
+    first = run(spec, outputs=tmp_path)
+    stamp = (first.folder / "record.json").stat().st_mtime_ns
+    again = run(spec, outputs=tmp_path, data_root=tmp_path / "nowhere")
+    assert isinstance(again, RunRecord)
+    assert again.values == first.values
+    assert (again.folder / "record.json").stat().st_mtime_ns == stamp
+    left = {p.name for p in first.folder.iterdir()}
+    assert left == {"record.json", "predictions.npy", "model.safetensors"}
+    needed = {
+        "run",
+        "spec",
+        "data",
+        "history",
+        "code",
+        "versions",
+        "hardware",
+        "device",
+        "finished",
+    }
+    assert needed <= set(first.values)
+    assert first.values["compiled"] is False
+
+
+@pytest.mark.parametrize("what", ["record", "predictions", "half"])
+def test_a_damaged_record_is_set_aside_and_made_again(tmp_path, tiny, what, capsys):
+    spec = tiny(epochs=1)
+    good = run(spec, outputs=tmp_path)
+    path = good.folder / ("predictions.npy" if what == "predictions" else "record.json")
+    text = path.read_bytes()
+    if what == "record":  # an edited number
+        values = json.loads(text)
+        values["history"][0]["correct"][0] += 1
+        text = json.dumps(values).encode()
+    path.write_bytes(
+        text[: len(text) // 2] if what == "half" else text + b" " * (what == "predictions")
+    )
+    assert Store(tmp_path).get(spec) is None
+    assert "record.json: damaged" in capsys.readouterr().out
+    assert (good.folder / "record.json.damaged").exists()
+    again = run(spec, outputs=tmp_path)
+    assert again.values["history"] == good.values["history"]
+    assert again.values["model_sha256"] == good.values["model_sha256"]
+
+
+def test_a_damaged_teacher_is_not_used(tmp_path, tiny, capsys):
+    spec = tiny(method="kd", teacher="resnet8", epochs=1)
+    run(spec.teacher_spec, outputs=tmp_path)
+    path = Store(tmp_path).model_path(spec.teacher_spec)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    run(spec, outputs=tmp_path)
+    assert "does not match its record's sha256" in capsys.readouterr().out
+    assert path.read_bytes() != bytes(data)
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, tiny, capsys):
+    spec = tiny(epochs=1)
+    folder = Store(tmp_path).run_folder(spec)
+    write_atomic(folder / "checkpoint.safetensors", b"not a checkpoint")
+    run(spec, outputs=tmp_path)
+    assert "set aside, the run begins anew" in capsys.readouterr().out
+
+
+def test_a_pickle_in_a_models_place_is_not_loaded(tmp_path, tiny):
+    spec = tiny(epochs=1)
+    run(spec, outputs=tmp_path)
+    import pickle
+
+    Store(tmp_path).model_path(spec).write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(Exception, match=r"[Hh]eader"):
+        Store(tmp_path).load_model(spec)
+
+
+def test_a_diverging_run_leaves_a_record_that_says_so(tmp_path, tiny):
+    record = run(tiny(lr=1e4, schedule="steps", epochs=3), outputs=tmp_path)
+    assert record.diverged
+    assert "the loss is" in record.values["reason"]
+
+
+SCRIPT = """
+import sys
+from ltkd import RunSpec, run
+record = run(RunSpec.model_validate_json(sys.argv[1]), outputs=sys.argv[2])
+print(record.values["finished"], record.values["sha256"])
+"""
+
+
+def test_two_processes_make_a_run_once(tmp_path, tiny):
+    spec = tiny(epochs=3).model_dump_json()
+    command = [sys.executable, "-c", SCRIPT, spec, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1] != ""
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_killed_run_leaves_no_half_file_and_goes_on(tmp_path, tiny):
+    spec = tiny(epochs=6)
+    whole = run(spec, outputs=tmp_path / "whole")
+    folder = Store(tmp_path / "cut").run_folder(spec)
+    for kills in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, spec.model_dump_json(), str(tmp_path / "cut")],
+            stdout=subprocess.DEVNULL,
+        )
+        limit = time.monotonic() + 60
+        while not (folder / "progress.json").exists() and process.poll() is None:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        time.sleep(0.1 * kills)
+        process.kill()
+        process.wait()
+        (folder / "progress.json").unlink(missing_ok=True)
+    again = run(spec, outputs=tmp_path / "cut")
+    assert again.values["history"] == whole.values["history"]
+    assert again.values["model_sha256"] == whole.values["model_sha256"]
+
+
+def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    write_atomic(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_cuda_without_a_gpu_is_refused():
+    import torch
+
+    if torch.cuda.is_available():
+        assert pick_device("auto").type == "cuda"
+    else:
+        assert pick_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="allowed here: auto, cpu"):
+            pick_device("cuda")

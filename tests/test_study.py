@@ -1,0 +1,133 @@
+"""Which runs a study asks for, and the tidy tables it gives back."""
+
+import numpy as np
+import pytest
+
+from ltkd import Study
+from ltkd.params import ParameterError, load_parameters
+from ltkd.pool import with_teachers
+from ltkd.runs import identity
+from ltkd.study import PARTS, Pair
+
+SMALL = {"methods": ["student", "kd", "ltkd"], "seeds": [0, 1], "epochs": 1,
+         "ablations": ["within_only"],
+         "group_counts": [1, 3], "pairs": ["resnet8-resnet8"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = Study(outputs=tmp_path_factory.mktemp("outputs"), name="small", **SMALL)
+    study.make(jobs=2, quiet=True)
+    return study
+
+
+def names(study, part=None):
+    return {identity(spec) for _, spec in study.specs(part)}
+
+
+def test_the_quick_study_is_a_teacher_and_seventy_students():
+    study = Study()
+    assert {part: len(names(study, part)) for part in PARTS} == {
+        "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20}  # fmt: skip
+    # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part
+    assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15
+
+
+def test_adding_a_method_or_moving_a_folder_changes_no_run(tmp_path):
+    few = Study(**SMALL)
+    more = Study(**(SMALL | {"methods": ["balanced_softmax", *SMALL["methods"]], "device": "cpu",
+                             "data_root": str(tmp_path)}), outputs=tmp_path)  # fmt: skip
+    assert names(few) < names(more)
+
+
+def test_overrides_go_where_they_belong():
+    study = Study(**SMALL, alpha=2, temperature=3, method_args={"kd": {"ce_weight": 0.5}})
+    by_method = {spec.method: spec.method_args for _, spec in study.specs("distillation")}
+    assert by_method["kd"] == {"ce_weight": 0.5, "kd_weight": 0.9, "temperature": 3.0}
+    assert by_method["ltkd"]["alpha"] == 2.0
+    assert by_method["student"] == {}
+
+
+def test_results_are_a_row_a_run_with_macro_means(study):
+    frame = study.results("distillation")
+    assert len(frame) == 6
+    assert frame["run"].is_unique
+    row = frame[(frame.method == "ltkd") & (frame.seed == 1)].iloc[0]
+    per_class = study.per_class("distillation")
+    own = per_class[per_class.run == row["run"]]
+    assert np.isclose(row["tail"], own[own.group == 2].accuracy.mean())
+    truth = study.data().test_labels.numpy()
+    hit = study.predictions("distillation")[row["run"]] == truth
+    assert np.isclose(row["all"], 100 * hit.mean())
+    assert np.isclose(own.set_index("class_id").accuracy[3], 100 * hit[truth == 3].mean())
+    assert row["pair"] == "ResNet8-ResNet8"
+    assert len(study.curves("distillation")) == 6
+    assert study.missing().empty
+    assert set(study.results("ablations").variant) == {"within_only"}
+    assert sorted(set(study.results("group_count").n_groups)) == [1, 3]
+
+
+def test_the_teacher_and_its_logits(study):
+    model, record = study.teacher(Pair("resnet8", "resnet8"))
+    logits = study.logits(model, study.data().test_images)
+    assert logits.shape == (596, 10)
+    seen = (logits.argmax(1) == study.data().test_labels).sum().item()
+    assert seen == sum(record["history"][-1]["correct"])
+
+
+def test_the_manifest_names_everything_and_seals_itself(study):
+    from ltkd.files import canonical, sha256
+
+    study.results("distillation")
+    manifest = study.manifest("03_distillation")
+    body = {k: v for k, v in manifest.items() if k != "seal"}
+    assert manifest["seal"] == sha256(canonical(body))
+    assert manifest["data"]["train_images"] == {"20": 390}
+    assert len(manifest["records"]) >= 7
+    assert "data_root" not in manifest["parameters"]
+
+
+def test_from_notebook_takes_parameters_and_refuses_strangers():
+    cell = {
+        "name": "x1",
+        "seeds": [4],
+        "Study": Study,
+        "np": np,
+        "_": 3,
+        "In": [],
+        "exit": object(),
+    }
+    study = Study.from_notebook(cell)
+    assert study.parameters.seeds == [4]
+    with pytest.raises(ParameterError, match=r"seedz: unknown key\. Did you mean 'seeds'"):
+        Study.from_notebook(cell | {"seedz": [1]})
+
+
+def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
+    bad = SMALL | {
+        "epochs": 2,
+        "methods": ["student", "kd"],
+        "seeds": [0],
+        "ablations": [],
+        "group_counts": [],
+    }
+    study = Study(outputs=tmp_path, name="bad", **bad, method_args={"kd": {"kd_weight": 1e4}})
+    out = study.make(jobs=1, quiet=True)
+    assert len(out.records) == 3
+    missing = study.missing("distillation")
+    assert "the loss is" in missing.set_index("method").reason["kd"]
+    assert "kd" not in set(study.results("distillation").method)
+
+
+def test_unknown_part():
+    with pytest.raises(ValueError, match=r"part = 'teacher': unknown\. Did you mean 'teachers'"):
+        Study(**SMALL).specs("teacher")
+
+
+def test_the_cifar_study_is_the_shipped_one(tmp_path):
+    from pathlib import Path
+
+    p = load_parameters(Path(__file__).parent.parent / "params" / "cifar100_lt_quick.yaml")
+    study = Study(outputs=tmp_path, **p.model_dump())
+    assert len(with_teachers([spec for _, spec in study.specs()])) == 28
+    assert p.epochs <= 8
