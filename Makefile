@@ -5,7 +5,7 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test lab clean lock
+.PHONY: help env study test bench lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -20,7 +20,7 @@ env: .venv/.ready ## .venv/ from requirements.lock, nothing else
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-study: env ## the study of PARAMS (params/quick.yaml): runs, notebooks, reports
+study: env ## runs, notebooks, reports of PARAMS=params/quick.yaml
 	@$(BIN)/ltkd run $(PARAMS)
 
 test: env ## lint, format, types, all tests
@@ -28,6 +28,9 @@ test: env ## lint, format, types, all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
+	@$(BIN)/python tests/bench.py $(ARGS)
 
 lab: env ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -111,11 +111,14 @@ class Study:
             own |= {"alpha": p.alpha, "beta": p.beta}
         own = {k: v for k, v in own.items() if k in about.args}
         own |= {**p.method_args.get(method, {}), **(args or {})}
-        with_teacher: dict[str, Any] = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
-                        "teacher_source": p.teacher_source} if about.loss else {}  # fmt: skip
+        with_teacher: dict[str, Any] = {}
+        if about.loss:
+            with_teacher = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
+                            "teacher_source": p.teacher_source}  # fmt: skip
         return RunSpec(
             dataset=p.dataset, gamma=at.gamma, split_seed=p.split_seed, student=at.pair.student,
-            method=method, method_args=own, groups=(groups or p.groups) if about.uses_groups else None,
+            method=method, method_args=own,
+            groups=(groups or p.groups) if about.uses_groups else None,
             epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
             schedule=p.schedule, clip_norm=p.clip_norm, seed=at.seed, precision=p.precision,
             threads=p.threads, eval_every=p.eval_every, **with_teacher)  # fmt: skip

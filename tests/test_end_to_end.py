@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -63,12 +63,12 @@ def test_pages_ask_for_nothing_from_outside(outputs):
 
 
 def test_a_second_call_does_nothing_and_says_why(outputs):
-    before, began = snapshot(outputs), time.monotonic()
+    before, began = snapshot(outputs), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(outputs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "nothing to do: every run and report is up to date" in done.stdout
-    assert time.monotonic() - began < 30
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 30
     assert snapshot(outputs) == before
 
 

@@ -1,9 +1,9 @@
 """One schema for parameter files and specs: what is wrong is named, with the mend."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -106,11 +106,12 @@ def test_a_missing_file_names_the_nearest():
 def test_refusal_is_fast_and_without_a_traceback(tmp_path, text):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(
         [sys.executable, "-m", "ltkd.cli", "run", str(path), "--outputs", str(tmp_path)],
         capture_output=True, text=True)  # fmt: skip
-    assert time.monotonic() - began < 5
+    # Processor time, so that a busy machine fails no test.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
     assert done.returncode == 2
     assert str(path) in done.stderr
     assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ def build(
     jobs: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[str], list[str]]:
-    """Execute the notebooks whose inputs changed, then write runs.csv and the index pages.
+    """Execute the notebooks whose inputs changed, then runs.csv, headline.svg and the indexes.
 
     Returns the names of the reports made and the texts of those that failed.
     """
@@ -35,6 +35,7 @@ def build(
     results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
     if stale or not (study.folder / "index.html").exists():
         write_runs(study)
+        write_headline(study)
         _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
     made = [result.notebook.stem for result in results if result.ok]
     return made, [result.error for result in results if not result.ok]
@@ -45,6 +46,20 @@ def _fresh(study: Study, name: str, reports: Path) -> bool:
     manifest = page.read_manifest(reports / f"{name}.manifest.json")
     there = all((reports / f"{name}.{kind}").exists() for kind in ("html", "ipynb"))
     return there and manifest is not None and manifest.get("inputs") == study.inputs(name)
+
+
+def write_headline(study: Study) -> None:
+    """headline.svg: the summary's headline figure as a file of its own, for a README or a slide."""
+    import nbformat
+
+    path = study.folder / "reports" / "06_summary.ipynb"
+    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
+    for cell in cells:
+        if "headline" in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                if "image/svg+xml" in output.get("data", {}):
+                    write_atomic(study.folder / "headline.svg", output["data"]["image/svg+xml"])
+                    return
 
 
 def write_runs(study: Study) -> None:

@@ -1,6 +1,6 @@
 """The study's figures: one style, one colour a method and a group, direct labels.
 
-Each function takes a tidy frame (columns as in ``tables``) and returns a matplotlib Figure, 5.6
+Each function takes a tidy frame (columns as in ``tables``) and returns a matplotlib Figure, 5
 inches wide so that its text stays legible where a page is 360 pixels wide. Nothing is random.
 """
 
@@ -73,7 +73,7 @@ def _panels(
     rows: int = 1, columns: int = 1, height: float = 3.2, **share: Any
 ) -> tuple[Figure, list[Axes]]:
     # Not through pyplot: nothing stays registered, so that a notebook shows a figure once.
-    figure = Figure(figsize=(5.6, height), layout="constrained")
+    figure = Figure(figsize=(5.0, height), layout="constrained")
     panels = list(np.atleast_1d(figure.subplots(rows, columns, **share)).flat)
     for axes in panels:  # ticks that are made later, when the picture is written, look the same
         axes.tick_params(labelsize=9, colors="0.25", grid_color="0.92")
@@ -104,7 +104,7 @@ def _ends(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _spread(places: Any, gap: float, low: float, high: float) -> np.ndarray:
-    """``places`` at least ``gap`` apart, in order, close to where they were, in ``low`` to ``high``."""
+    """``places`` at least ``gap`` apart, in order, near where they were, in ``low`` to ``high``."""
     order = np.argsort(places, kind="stable")
     blocks: list[tuple[float, int]] = []  # (sum, size) of neighbours that would overlap, pooled
     for place in np.asarray(places, dtype=float)[order]:
@@ -378,7 +378,7 @@ def confusion(shares: pd.DataFrame) -> Figure:
         grid = part.pivot_table(index="true", columns="predicted", values="share")
         sns.heatmap(grid.loc[list(GROUPS), list(GROUPS)], ax=axes, cmap="Greys", vmax=130, **CELLS)
         axes.set(title=fill(label, 20), xlabel="", ylabel="")
-        axes.tick_params(labelrotation=0, length=0)
+        axes.tick_params(labelrotation=0, length=0, labelsize=9 if len(labels) < 3 else 7.5)
     panels[0].set_ylabel("true group")
     figure.supxlabel("predicted group", fontsize=10)
     return figure

@@ -115,7 +115,7 @@ def own_teacher(setting: Setting, teachers: pd.DataFrame) -> pd.Series:
 def named(runs: pd.DataFrame, by: str) -> pd.DataFrame:
     """``runs`` with the display label of what ``by`` compares: method, variant or n_groups."""
     if by == "n_groups":
-        return runs.assign(label=[f"n = {int(n)}" for n in runs[by]])
+        return runs.assign(label=[f"n\u00a0=\u00a0{int(n)}" for n in runs[by]])
     return runs.assign(label=runs[by].map(LABELS).fillna(runs[by]))
 
 
@@ -219,7 +219,7 @@ def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> M
 
 
 def bootstrap(
-    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: int = 0
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Percentile interval over test images, resampled within each class; networks stay as they are.
 
@@ -382,7 +382,7 @@ def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
 
 
 def teacher_mass(
-    logits: Any, labels: Any, groups: Any, batch: str, *, size: int = 64, draws: int = 200,
+    logits: Any, labels: Any, groups: Any, batch: str, *, size: int = 64, draws: int = 100,
     temperature: float = 4.0, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Where a teacher's probability goes in batches: the share of each group in percent.

@@ -224,6 +224,43 @@ def test_a_claim_needs_all_of_its_tests():
     assert judge("not tested here") == "not tested here"
 
 
+def test_every_claim_of_a_study_whose_answers_are_known():
+    common = {"dataset": "cifar100", "gamma": 100.0, "student": "vgg8", "epochs": 9}
+    pair = ("vgg13", "vgg8")
+    seeds = np.array([0.0, 0.1, 0.2])
+
+    def cells(by: str, means: dict) -> pd.DataFrame:
+        parts = [runs({"ltkd": list(seeds + m)}).assign(**{by: key}) for key, m in means.items()]
+        return pd.concat(parts).assign(teacher="vgg13", **common)
+
+    parts = {
+        "distillation": cells("method", {"kd": 50, "ltkd": 55, "dkd": 56}),
+        "ablations": cells("variant", {"cross_biased": 50, "cross_rebalanced": 52,
+                                       "within_only": 51, "cross_and_within": 55}),
+        "group_count": cells("n_groups", {3: 55, 4: 55.5, 5: 40}),
+        "teachers": runs({"teacher": [60.0]}).assign(**common | {"student": "vgg13"}, teacher=""),
+    }  # fmt: skip
+    labels = np.arange(40) % 20
+    data = type("D", (), {
+        "counts": np.arange(20, 0, -1), "groups": lambda self, n: np.repeat([0, 1, 2], [7, 6, 7]),
+        **{f"{part}_{what}": labels for part in ("test", "train") for what in ("images", "labels")},
+    })()  # fmt: skip
+    study = type("S", (), {
+        "parameters": type("P", (), {"schedule": "steps", "gammas": [100.0], "temperature": 1.0}),
+        "pairs": [pair], "results": lambda self, part: parts[part],
+        "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
+        # Twice the logit in the head, whatever the image.
+        "logits": lambda self, model, images: np.tile(np.repeat([2, 1, 1], [7, 6, 7]), (40, 1)),
+    })()  # fmt: skip
+    tests = claims.claims(study)
+    yes, no = "confirmed", "contradicted"
+    assert claims.verdicts(tests)["verdict"].tolist() == [yes, yes, no, yes, no, no]
+    assert tests.query("claim == 5")["verdict"].tolist() == [yes, no]
+    expected = [no] * 2 + ["not tested here"] * 6
+    assert tests.query("claim == 6")["verdict"].tolist() == expected
+    assert tests.query("claim == 3")["points"].item().startswith("−4.9")
+
+
 def test_questions_name_what_did_not_run():
     table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
     assert table.index[0] == "KD, weights 1 and 1 − KD"
