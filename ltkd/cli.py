@@ -165,16 +165,16 @@ def _run(given: argparse.Namespace) -> int:
         print(f"failed: {reason}", file=sys.stderr)
     from .report.build import build
 
-    made, broken = build(study, notebooks, values, jobs=given.jobs, stop=stop)
+    made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
     index = study.folder / "index.html"
-    if stop() and not broken:
+    if left:
         print(f"{study.name}: stopped before all reports were made; the same command goes on.")
         return stop.code
     for text in broken:
         print(text, file=sys.stderr)
-    todo = (
-        f"{len(made)} reports made" if made else "nothing to do: every run and report is up to date"
-    )
+    todo = f"{len(made)} reports made" + (f", {len(broken)} failed" if broken else "")
+    if not made and not broken:
+        todo = "nothing to do: every run and report is up to date"
     print(f"{study.name}: {len(out.records)} runs, {todo} ({time.monotonic() - began:.0f} s).")
     print(index)
     diverged = [record for record in out.records.values() if record.diverged]

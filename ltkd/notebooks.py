@@ -175,7 +175,7 @@ def _manifest(executed: Any) -> dict[str, Any] | None:
     for cell in reversed(executed.cells):
         for output in cell.get("outputs", []):
             if MANIFEST in output.get("data", {}):
-                return dict(output["data"][MANIFEST])
+                return dict(json.loads(json.dumps(output["data"][MANIFEST])))  # plain, no nodes
     return None
 
 

@@ -207,7 +207,7 @@ class StudyParameters(_Strict):
     group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
     eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 1
     precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
-    threads: Annotated[int, Field(ge=1, le=1024, description="processor threads of a run; jobs = cores / threads")] = 1
+    threads: Annotated[int, Field(ge=1, le=1024, description="processor threads that one run uses")] = 1
     teacher_source: Annotated[Source, Field(description="table: teacher's answers computed once; live: each step")] = "table"
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")] = "auto"
     data_root: Annotated[str | None, Field(description="folder of the data sets; None: LTKD_DATA, else data/")] = None

@@ -2,7 +2,6 @@
 
 import html
 import json
-import re
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count")
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
-_NETWORK_LABELS = {"mobilenetv2": "MobileNetV2", "shufflenetv1": "ShuffleNetV1"}
 
 
 class Pair(NamedTuple):
@@ -41,14 +39,10 @@ class Pair(NamedTuple):
 
 
 def network_label(name: str) -> str:
-    """'resnet32x4' -> 'ResNet32x4', as the papers print it."""
-    if name in _NETWORK_LABELS:
-        return _NETWORK_LABELS[name]
-    return (
-        re.sub(r"^(vgg|wrn)", lambda m: m[0].upper(), name)
-        .replace("resnet", "ResNet")
-        .replace("_", "-")
-    )
+    """A network's name as the papers write it: 'wrn_40_2' -> 'WRN-40-2'."""
+    for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
+        name = name.replace(shown.lower(), shown, 1)
+    return name.replace("_", "-")
 
 
 class Place(NamedTuple):
@@ -92,12 +86,6 @@ class Study:
             and not isinstance(value, _CODE)
         }  # fmt: skip
         return cls(source="parameters cell", **given)
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether data and schedule are the paper's, so that its numbers compare with ours."""
-        p = self.parameters
-        return p.dataset == "cifar100" and (p.epochs or 240) == 240 and p.schedule == "steps"
 
     # ---- which runs
 
@@ -351,6 +339,3 @@ def _default_groups(counts: tuple[int, ...]) -> np.ndarray:
     from .groups import class_groups
 
     return class_groups(torch.tensor(counts), 3).numpy()
-
-
-__all__ = ["PARTS", "Pair", "Study", "network_label"]

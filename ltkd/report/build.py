@@ -11,7 +11,7 @@ from ..files import cores, write_atomic
 from ..notebooks import execute_all
 from ..params import RECIPES
 from ..study import PARTS, Study
-from . import page
+from . import page, paper
 
 
 def build(
@@ -21,10 +21,10 @@ def build(
     *,
     jobs: int | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], int]:
     """Execute the notebooks whose inputs changed, then runs.csv, headline.svg and the indexes.
 
-    Returns the names of the reports made and the texts of those that failed.
+    Returns the names of the reports made, the texts of those that failed, and how many a stop left.
     """
     reports = study.folder / "reports"
     stale = [path for path in notebooks if not _fresh(study, path.stem, reports)]
@@ -38,7 +38,8 @@ def build(
         write_headline(study)
         _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
     made = [result.notebook.stem for result in results if result.ok]
-    return made, [result.error for result in results if not result.ok]
+    broken = [result.error for result in results if not result.ok]
+    return made, broken, len(stale) - len(results)
 
 
 def _fresh(study: Study, name: str, reports: Path) -> bool:
@@ -73,11 +74,13 @@ def write_runs(study: Study) -> None:
 def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     pairs = " and ".join(pair.label for pair in study.pairs)
+    epochs = p.epochs or RECIPES[p.dataset].epochs
     gammas = ", ".join(f"{g:g}" for g in p.gammas)
+    papers = epochs == paper.EPOCHS.get(p.dataset) and p.schedule == "steps"
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
-        f"{data.title}, imbalance factor {gammas}, {p.epochs or RECIPES[p.dataset].epochs} epochs, "
-        f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[study.is_papers]
+        f"{data.title}, imbalance factor {gammas}, {epochs} epochs, "
+        f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[papers]
     )
     missing = study.missing().to_dict("records")
     page.write_index(study.folder, title=f"{data.title}: {study.name}", intro=intro,

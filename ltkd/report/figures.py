@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from .paper import network_label
+from ..study import network_label
 from .tables import GROUPS, METRICS
 
 STYLE: dict[str, Any] = {

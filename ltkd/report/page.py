@@ -274,8 +274,8 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
     def images(data: Mapping[str, Any]) -> str:
         name = data.get("title") or data.get("name", "")
-        count = data.get("train_images")
-        return f"{name}, {count:,} training images" if count else name
+        counts = data.get("train_images", {}).items()
+        return name + "".join(f", γ = {g}: {n:,} training images" for g, n in counts)
 
     def code(data: Mapping[str, Any]) -> str:
         commit = f" ({str(data['commit'])[:8]})" if data.get("commit") else ""
@@ -286,7 +286,10 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         "Data": list(dict.fromkeys(images(d) for d in each("data"))),
         "Epochs": [str(e) for e in each("epochs")],
         "Seeds": [", ".join(map(str, seeds))],
-        "Time taken": [_duration(sum(m.get("seconds", 0) for m in manifests))],
+        "Training": [_duration(max((m.get("training_seconds", 0) for m in manifests), default=0))],
+        "This page" if len(manifests) == 1 else "Pages": [
+            _duration(sum(m.get("seconds", 0) for m in manifests))
+        ],
         "Finished": [str(max(map(str, each("finished")), default=""))[:10]],
         "Code": list(dict.fromkeys(code(c).strip() for c in each("code"))),
         "Hardware": [str(h) for h in each("hardware")],

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..study import network_label
+
 TITLES = {"digits": "Digits-LT", "cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT",
           "tiny_imagenet": "TinyImageNet-LT", "imagenet": "ImageNet-LT"}  # fmt: skip
 # Epochs of the paper's schedules, those of the common code; other lengths are other settings.
@@ -57,13 +59,6 @@ class Setting(NamedTuple):
     def slug(self) -> str:
         """The setting as part of a file name."""
         return f"{self.teacher}-{self.student}-gamma{self.gamma:g}"
-
-
-def network_label(name: str) -> str:
-    """A network's name as the paper writes it: 'wrn_40_2' -> 'WRN-40-2'."""
-    for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
-        name = name.replace(shown.lower(), shown, 1)
-    return name.replace("_", "-")
 
 
 @cache

@@ -17,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from ltkd.report import markup, page
 
 MANIFEST = {
-    "data": {"title": "CIFAR-100-LT", "train_images": 10847}, "epochs": 240, "seeds": [0, 1],
+    "data": {"title": "CIFAR-100-LT", "train_images": {"100": 10847}},
+    "epochs": 240, "seeds": [0, 1],
     "hardware": "one <GPU>", "seconds": 4521.0, "finished": "2025-11-20T12:00:00",
     "code": {"version": "0.1.0", "commit": "abcdef0123", "dirty": True}, "seal": "9f86d081884c7d",
 }  # fmt: skip

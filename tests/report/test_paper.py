@@ -7,6 +7,7 @@ import pytest
 
 from ltkd.report import paper
 from ltkd.report.paper import Setting
+from ltkd.study import network_label
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_beside_takes_the_closest_setting():
 def test_labels():
     names = ("resnet32x4", "vgg8", "wrn_40_2", "mobilenetv2", "shufflenetv1")
     shown = ["ResNet32x4", "VGG8", "WRN-40-2", "MobileNetV2", "ShuffleNetV1"]
-    assert [paper.network_label(name) for name in names] == shown
+    assert [network_label(name) for name in names] == shown
     title = Setting("cifar100", 100.0, "vgg13", "vgg8", 240).title
     assert title == "CIFAR-100-LT, γ = 100, VGG13-VGG8, 240 epochs"
 
