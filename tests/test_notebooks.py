@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from ltkd.notebooks import NotebookResult, execute, execute_all
+from ltkd.notebooks import MANIFEST, NotebookResult, execute, execute_all
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -69,6 +69,17 @@ def test_failure_keeps_last_good_report_and_success_clears_the_failed_copy(tmp_p
 
     assert execute(source, {"gamma": 1.0}, reports).ok
     assert names(reports) == ["nb.html", "nb.ipynb"]
+
+
+def test_the_manifest_that_a_notebook_carries_is_stored_beside_its_report(tmp_path: Path) -> None:
+    sealed = {"notebook": "nb", "data": {"title": "Digits-LT"}, "seal": "0123456789abcdef"}
+    code = f"from IPython.display import display\ndisplay({{{MANIFEST!r}: {sealed!r}}}, raw=True)"
+    reports = tmp_path / "reports"
+    assert execute(notebook(tmp_path / "nb.ipynb", code), {}, reports).ok
+    assert json.loads((reports / "nb.manifest.json").read_text()) == sealed
+    page = (reports / "nb.html").read_text()
+    assert "Digits-LT" in page
+    assert "nb.manifest.json" in page
 
 
 def test_a_cell_that_exits_quietly_is_a_failure(tmp_path: Path) -> None:

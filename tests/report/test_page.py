@@ -148,7 +148,14 @@ def test_structure_for_readers_and_screen_readers(html: str) -> None:
     links = {a["href"] for a in soup.find_all("a")}
     assert {"../index.html", "03_distillation.manifest.json", "03_distillation.ipynb"} <= links
     facts = soup.select_one("dl.facts").get_text(" ", strip=True)
-    for part in ["CIFAR-100-LT, 10,847", "240", "0, 1", "75 min", "2025-11-20", "0.1.0 (abcdef01)"]:
+    for part in [
+        "γ = 100: 10,847 training",
+        "240",
+        "0, 1",
+        "75 min",
+        "2025-11-20",
+        "0.1.0 (abcdef01)",
+    ]:
         assert part in facts
     assert "one <GPU>" in facts
 
