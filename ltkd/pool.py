@@ -99,16 +99,18 @@ def make(
         _display(store, lambda: list(flying.values()), len(todo), quiet) as advance,
     ):
         while todo or flying:
-            for spec in list(todo) if not event.is_set() else []:
-                if len(flying) >= count:
-                    break
-                state = _teacher_state(spec, out)
-                if state == "ready":
-                    flying[pool.submit(_work, spec, folder, device, data_root)] = spec
-                if state == "lost":
-                    out.failed[identity(spec)] = f"{spec.title}: its teacher could not be trained"
-                if state != "wait":
+            while len(flying) < count and not event.is_set():
+                for spec in [spec for spec in todo if _teacher_state(spec, out) == "lost"]:
                     todo.remove(spec)
+                    out.failed[identity(spec)] = f"{spec.title}: its teacher could not be trained"
+                ready = [spec for spec in todo if _teacher_state(spec, out) == "ready"]
+                if not ready:
+                    break
+                # Two runs that ask for the same rows of a teacher's table wait for each other.
+                busy = [_rows(spec) for spec in flying.values() if spec.teacher]
+                spec = min(ready, key=lambda one: _rows(one) in busy)
+                todo.remove(spec)
+                flying[pool.submit(_work, spec, folder, device, data_root)] = spec
             done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 spec = flying.pop(future)
@@ -133,6 +135,11 @@ def make(
                 out.left += todo
                 todo = []
     return out
+
+
+def _rows(spec: RunSpec) -> tuple[Any, ...]:
+    """Which rows of which teacher's table a run reads."""
+    return spec.teacher, spec.gamma, spec.seed
 
 
 def _teacher_state(spec: RunSpec, out: Outcome) -> str:
