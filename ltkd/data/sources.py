@@ -1,0 +1,150 @@
+"""Where images come from. Nothing is unpickled before its md5 is known to be the official one."""
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from ..files import data_root, sha256
+
+
+class DataError(RuntimeError):
+    """A data set that is absent or damaged; the message names the folder and the mend."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything a data set has before its tail is cut: uint8 images [N, 3, H, W], labels [N]."""
+
+    title: str
+    class_names: list[str]
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shift: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class _Cifar:
+    folder: str
+    files: dict[str, str]  # torchvision's md5 sums
+    names: tuple[str, str]  # the meta file and its key
+    labels: str
+
+
+_CIFAR = {
+    "cifar100": _Cifar(
+        "cifar-100-python",
+        {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+         "meta": "7973b15100ade9c7d40fb424638fde48"},
+        ("meta", "fine_label_names"), "fine_labels"),
+    "cifar10": _Cifar(
+        "cifar-10-batches-py",
+        {"data_batch_1": "c99cafc152244af753f735de768cd75f",
+         "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+         "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+         "data_batch_4": "634d18415352ddfa80567beed471001a",
+         "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+         "test_batch": "40351d587109b95175f43aff81a1287e",
+         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
+        ("batches.meta", "label_names"), "labels"),
+}  # fmt: skip
+
+
+@cache
+def digits() -> Source:
+    """scikit-learn's handwritten digits: 1,797 real 8x8 images, zero-padded to 16x16, three equal channels.
+
+    The test set is fixed: of each class, every third image in the bundled order (598 images), so
+    that it is balanced to one image; shifts of up to 2 pixels, no flip (a mirrored digit is another thing).
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    images = np.pad(images, ((0, 0), (4, 4), (4, 4)))
+    images = np.repeat(images[:, None], 3, axis=1)
+    labels = bunch.target.astype(np.int64)
+    rank = np.empty(len(labels), np.int64)
+    for c in range(10):
+        rank[labels == c] = np.arange((labels == c).sum())
+    test = rank % 3 == 2
+    return Source("Digits", [str(c) for c in range(10)], (images[~test], labels[~test]),
+                  (images[test], labels[test]), (0.0762,) * 3, (0.2296,) * 3, shift=2, flip=False)  # fmt: skip
+
+
+def _read(name: str, folder: Path, file: str) -> dict:
+    """One official CIFAR pickle, refused unless its bytes have torchvision's md5."""
+    path = folder / file
+    get = f"`ltkd data prepare {name}` gets it"
+    if not path.is_file():
+        raise DataError(f"{name}: {path} is not there (the data root is {folder.parent}); {get}, "
+                        "or name another root by --data-root or LTKD_DATA")  # fmt: skip
+    data = path.read_bytes()
+    if hashlib.md5(data).hexdigest() != _CIFAR[name].files[file]:
+        raise DataError(
+            f"{name}: {path} is not the official file (md5 differs); remove it, then {get}"
+        )
+    return pickle.loads(data, encoding="latin1")
+
+
+@cache
+def cifar(name: str, root: Path) -> Source:
+    """CIFAR-10 or CIFAR-100 in torchvision's folder below ``root``."""
+    about = _CIFAR[name]
+    folder = root / about.folder
+
+    def part(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        read = [_read(name, folder, file) for file in files]
+        images = np.concatenate([batch["data"] for batch in read]).reshape(-1, 3, 32, 32)
+        return images, np.concatenate([np.asarray(batch[about.labels], np.int64) for batch in read])
+
+    test = [file for file in about.files if file.startswith("test")]
+    train = [file for file in about.files if file not in (*test, about.names[0])]
+    return Source({"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name],
+                  list(_read(name, folder, about.names[0])[about.names[1]]), part(train), part(test),
+                  (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), shift=4, flip=True)  # fmt: skip
+
+
+def source(name: str, root: str | Path | None = None) -> Source:
+    return digits() if name == "digits" else cifar(name, data_root(root))
+
+
+@cache
+def source_sha256(name: str) -> str:
+    """The data set's hash. CIFAR's is over the official md5 sums, which are checked whenever it is
+    read: a record can be found again on a machine that does not hold the data."""
+    if name == "digits":
+        return sha256(b"".join(a.tobytes() for a in (*digits().train, *digits().test)))
+    return sha256(repr(sorted(_CIFAR[name].files.items())))
+
+
+def prepare(name: str, root: str | Path | None = None) -> str:
+    """Get and check a data set; says what is there. Downloads only what is missing or damaged."""
+    folder = data_root(root)
+    if name != "digits":
+        try:
+            cifar(name, folder)
+        except DataError:
+            from torchvision.datasets import CIFAR10, CIFAR100
+
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"{name}: about 170 MB from its home page, to {folder}", flush=True)
+            try:
+                {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](str(folder), download=True)
+            except Exception as error:
+                raise DataError(
+                    f"{name}: the download to {folder} failed ({error}). Where there is no network, put the "
+                    f"official files into {folder / _CIFAR[name].folder} by hand: {', '.join(_CIFAR[name].files)}"
+                ) from None
+            cifar.cache_clear()
+    found = source(name, folder)
+    return (
+        f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images, "
+        f"sha256 {source_sha256(name)[:16]}" + ("" if name == "digits" else f", in {folder}")
+    )
