@@ -1,4 +1,4 @@
-"""Long-tailed data sets as tensors: uint8 images, augmentation as an index into a finite set of views."""
+"""Long-tailed data sets as uint8 tensors, augmentation as an index into a finite set of views."""
 
 from .longtail import LongTailed, fingerprint, load, long_tailed_counts, long_tailed_indices, stream
 from .sources import DataError, prepare

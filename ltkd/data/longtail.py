@@ -18,22 +18,20 @@ def stream(purpose: str, *keys: int) -> np.random.RandomState:
     """A random stream of its own for each purpose and key.
 
     Nothing is drawn from a shared generator, so adding a run or a method changes no other, and a
-    run that is resumed needs no generator's state. RandomState because numpy has frozen its streams:
-    they are the same on every platform and in every later version.
+    run that is resumed needs no generator's state. RandomState because numpy has frozen its
+    streams: they are the same on every platform and in every later version.
     """
     digest = bytes.fromhex(sha256(canonical([purpose, *keys])))
     return np.random.RandomState(np.frombuffer(digest, np.uint32))
 
 
 def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
-    """Images kept of each class: int(n_max * (1 / gamma)^(c / (C - 1))), class 0 the largest. LongTensor [C].
+    """Images kept of each class: int(n_max * (1 / gamma)^(c / (C - 1))), LongTensor [C].
 
-    gamma is the imbalance factor, largest over smallest class. Raises ValueError for gamma < 1.
+    Class 0 is the largest. gamma is the imbalance factor, largest over smallest class. Raises ValueError for gamma < 1.
     """
     if not gamma >= 1:
-        raise ValueError(
-            f"gamma = {gamma}: the imbalance factor, largest over smallest class, is at least 1"
-        )
+        raise ValueError(f"gamma = {gamma}: largest over smallest class, so it is at least 1")
     if n_max < 1 or num_classes < 2:
         raise ValueError(
             f"n_max = {n_max}, num_classes = {num_classes}: at least 1 image and 2 classes"
@@ -86,7 +84,7 @@ class LongTailed:
         return class_groups(self.counts, n)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32, minus the mean, over the standard deviation, channels last."""
+        """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last."""
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1) * 255
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -58,10 +58,10 @@ _CIFAR = {
 
 @cache
 def digits() -> Source:
-    """scikit-learn's handwritten digits: 1,797 real 8x8 images, zero-padded to 16x16, three equal channels.
+    """scikit-learn's handwritten digits: 1,797 real 8x8 images, zero-padded to 16x16, three channels.
 
-    The test set is fixed: of each class, every third image in the bundled order (598 images), so
-    that it is balanced to one image; shifts of up to 2 pixels, no flip (a mirrored digit is another thing).
+    The test set is fixed: of each class, every third image in the bundled order, 596 in all. Views
+    are shifts of up to 2 pixels, without flips: a mirrored digit is another thing.
     """
     from sklearn.datasets import load_digits
 
@@ -74,8 +74,12 @@ def digits() -> Source:
     for c in range(10):
         rank[labels == c] = np.arange((labels == c).sum())
     test = rank % 3 == 2
-    return Source("Digits", [str(c) for c in range(10)], (images[~test], labels[~test]),
-                  (images[test], labels[test]), (0.0762,) * 3, (0.2296,) * 3, shift=2, flip=False)  # fmt: skip
+    names = [str(c) for c in range(10)]
+    train = images[~test], labels[~test]
+    mean, std = (0.0762,) * 3, (0.2296,) * 3
+    return Source(
+        "Digits", names, train, (images[test], labels[test]), mean, std, shift=2, flip=False
+    )
 
 
 def _read(name: str, folder: Path, file: str) -> dict:
@@ -106,9 +110,10 @@ def cifar(name: str, root: Path) -> Source:
 
     test = [file for file in about.files if file.startswith("test")]
     train = [file for file in about.files if file not in (*test, about.names[0])]
-    return Source({"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name],
-                  list(_read(name, folder, about.names[0])[about.names[1]]), part(train), part(test),
-                  (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), shift=4, flip=True)  # fmt: skip
+    names = list(_read(name, folder, about.names[0])[about.names[1]])
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    title = name.replace("cifar", "CIFAR-")
+    return Source(title, names, part(train), part(test), mean, std, shift=4, flip=True)
 
 
 def source(name: str, root: str | Path | None = None) -> Source:
@@ -139,8 +144,9 @@ def prepare(name: str, root: str | Path | None = None) -> str:
                 {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](str(folder), download=True)
             except Exception as error:
                 raise DataError(
-                    f"{name}: the download to {folder} failed ({error}). Where there is no network, put the "
-                    f"official files into {folder / _CIFAR[name].folder} by hand: {', '.join(_CIFAR[name].files)}"
+                    f"{name}: the download to {folder} failed ({error}). Where there is no network, "
+                    f"put the official files into {folder / _CIFAR[name].folder} by hand: "
+                    f"{', '.join(_CIFAR[name].files)}"
                 ) from None
             cifar.cache_clear()
     found = source(name, folder)

@@ -1,5 +1,7 @@
 """The long tail's counts against the reported ones, and the cut against what a cut must be."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def test_counts_equal_the_reported_ones(n_max, classes, gamma):
     assert int(counts.sum()) == total
     if groups:
         starts = [0, (2 * classes + 3) // 6, (4 * classes + 3) // 6, classes]
-        assert [int(counts[a:b].sum()) for a, b in zip(starts, starts[1:], strict=False)] == groups
+        assert [int(counts[a:b].sum()) for a, b in pairwise(starts)] == groups
     assert counts[0] == n_max
     assert int(counts[-1]) in (int(n_max / gamma), int(n_max / gamma) - 1)  # int() of a float power
 
