@@ -26,9 +26,10 @@ def stream(purpose: str, *keys: int) -> np.random.RandomState:
 
 
 def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
-    """Images kept of each class: int(n_max * (1 / gamma)^(c / (C - 1))), LongTensor [C].
+    """Images kept of each class, class 0 the most: int(n_max * (1 / gamma)^(c / (C - 1))).
 
-    Class 0 is the largest. gamma is the imbalance factor, largest over smallest class. Raises ValueError for gamma < 1.
+    Returns a LongTensor [C]. gamma is the imbalance factor, largest over smallest class.
+    Raises ValueError for gamma < 1.
     """
     if not gamma >= 1:
         raise ValueError(f"gamma = {gamma}: largest over smallest class, so it is at least 1")

@@ -58,7 +58,7 @@ _CIFAR = {
 
 @cache
 def digits() -> Source:
-    """scikit-learn's handwritten digits: 1,797 real 8x8 images, zero-padded to 16x16, three channels.
+    """scikit-learn's handwritten digits: 1,797 real 8x8 images, padded to 16x16, three channels.
 
     The test set is fixed: of each class, every third image in the bundled order, 596 in all. Views
     are shifts of up to 2 pixels, without flips: a mirrored digit is another thing.
@@ -144,7 +144,7 @@ def prepare(name: str, root: str | Path | None = None) -> str:
                 {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](str(folder), download=True)
             except Exception as error:
                 raise DataError(
-                    f"{name}: the download to {folder} failed ({error}). Where there is no network, "
+                    f"{name}: the download to {folder} failed ({error}). Without a network, "
                     f"put the official files into {folder / _CIFAR[name].folder} by hand: "
                     f"{', '.join(_CIFAR[name].files)}"
                 ) from None
