@@ -1,6 +1,9 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from ltkd import Study
@@ -125,9 +128,20 @@ def test_unknown_part():
 
 
 def test_the_cifar_study_is_the_shipped_one(tmp_path):
-    from pathlib import Path
-
     p = load_parameters(Path(__file__).parent.parent / "params" / "cifar100_lt_quick.yaml")
     study = Study(outputs=tmp_path, **p.model_dump())
     assert len(with_teachers([spec for _, spec in study.specs()])) == 28
     assert p.epochs <= 8
+
+
+def test_the_committed_records_are_whole_and_are_what_the_parameter_file_asks_for():
+    root = Path(__file__).parent.parent
+    p = load_parameters(root / "params" / "cifar100_lt_quick.yaml")
+    study = Study(outputs=root / "outputs", **p.model_dump())
+    specs = with_teachers([spec for _, spec in study.specs()])
+    assert all(study.store.get(spec) for spec in specs)  # every seal and hash is checked on the way
+    table = pd.read_csv(study.folder / "runs.csv").set_index(["part", "run", "variant"])
+    frame = study.results("distillation")
+    own = table.loc["distillation"].reset_index()
+    assert own["run"].tolist() == frame["run"].tolist()
+    assert np.allclose(own[["all", "tail"]], frame[["all", "tail"]], atol=1e-4)
