@@ -61,7 +61,7 @@ def _budget(text: str) -> float:
 def _jobs(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdigit() or not 1 <= int(text) <= 1024:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} should be 'auto' or a number from 1 to 1024")
     return int(text)
 
@@ -93,7 +93,7 @@ def _arguments() -> argparse.ArgumentParser:
 
     run = add("run", "make a study's runs side by side, then its reports", _run)
     run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
-    run.add_argument("--only", help="one notebook, by its number or the start of its name: 03")
+    run.add_argument("--only", help="of the reports only this one, by its number: 03")
     run.add_argument(
         "--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads"
     )
@@ -157,12 +157,14 @@ def _run(given: argparse.Namespace) -> int:
     study, values = _study(given)
     stop, began = Stop(given.budget), time.monotonic()
     out = study.make(jobs=given.jobs, stop=stop)
+    diverged = [record for record in out.records.values() if record.diverged]
+    reasons = [*out.failed.values(), *(str(record.values["reason"]) for record in diverged)]
+    for reason in reasons:
+        print(f"failed: {reason}", file=sys.stderr)
     if out.left:
         print(f"{study.name}: {len(out.records)} runs are there, {len(out.left)} are left; "
               "the same command goes on from here. Reports were not touched.")  # fmt: skip
-        return stop.code
-    for reason in out.failed.values():
-        print(f"failed: {reason}", file=sys.stderr)
+        return stop.code if stop() else 1
     from .report.build import build
 
     made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
@@ -173,14 +175,11 @@ def _run(given: argparse.Namespace) -> int:
     for text in broken:
         print(text, file=sys.stderr)
     todo = f"{len(made)} reports made" + (f", {len(broken)} failed" if broken else "")
-    if not made and not broken:
+    if not made and not broken and not reasons:
         todo = "nothing to do: every run and report is up to date"
     print(f"{study.name}: {len(out.records)} runs, {todo} ({time.monotonic() - began:.0f} s).")
     print(index)
-    diverged = [record for record in out.records.values() if record.diverged]
-    for record in diverged:
-        print(f"diverged: {record.values['reason']}", file=sys.stderr)
-    return 1 if broken or out.failed or diverged else 0
+    return 1 if broken or reasons else 0
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -197,7 +196,7 @@ def _train(given: argparse.Namespace) -> int:
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
         print(f"{spec.title}: stopped; the same command goes on from here.")
-        return stop.code
+        return stop.code if stop() else 1
     for record in out.records.values():
         last = 0.0
         if not record.diverged:
@@ -226,6 +225,7 @@ def _data(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     study, _ = _study(given)
     from .pool import progress_of, with_teachers
+    from .report.build import fresh
 
     specs = with_teachers([spec for _, spec in study.specs()])
     there = [spec for spec in specs if study.store.get(spec)]
@@ -234,8 +234,9 @@ def _status(given: argparse.Namespace) -> int:
         if spec not in there:
             print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
     for path in _notebooks(None):
-        good = (study.folder / "reports" / f"{path.stem}.html").exists()
-        print(f"  {path.stem}: {'report is there' if good else 'no report yet'}")
+        print(
+            f"  {path.stem}: {'report is up to date' if fresh(study, path.stem) else 'to be made'}"
+        )
     return 0
 
 

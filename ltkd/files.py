@@ -6,10 +6,14 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +32,29 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+class Stopped(Exception):
+    """Work was asked to stop; what it had done so far is on disk."""
+
+
+@contextmanager
+def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Hold the lock file ``path``; while another process has it, poll ``stop`` (raises Stopped)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            if stop():
+                raise Stopped(f"stopped while another process held {path}") from None
+    try:
+        yield
+        path.unlink(missing_ok=True)  # held still: whoever waits looks again at what was made
+    finally:
+        lock.release()
 
 
 def canonical(value: Any) -> str:
@@ -68,7 +95,8 @@ def code_version() -> dict[str, Any]:
     dirty = bool(_git("status", "--porcelain", "--", "ltkd")) if commit else None
     from . import __version__
 
-    return {"version": __version__, "commit": commit or None, "dirty": dirty}
+    own = {"version": __version__, "library_sha256": library_sha256()}
+    return own | {"commit": commit or None, "dirty": dirty}
 
 
 @cache

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomic
+from .files import sha256, write_atomic
 
 MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
@@ -116,7 +116,8 @@ def execute(
         write_atomic(report.with_suffix(".html"), html)
         if manifest is not None:  # last: a report is up to date when its manifest says so
             path = report.with_suffix(".manifest.json")
-            write_atomic(path, json.dumps(manifest, indent=1) + "\n")
+            pages = {name.name: sha256(name) for name in (report, report.with_suffix(".html"))}
+            write_atomic(path, json.dumps(manifest | {"files": pages}, indent=1) + "\n")
         for stale in (failed, failed.with_suffix(".html")):
             stale.unlink(missing_ok=True)
         return NotebookResult(notebook, True, report, seconds)

@@ -228,6 +228,8 @@ class StudyParameters(_Strict):
                 _known("network in pairs:", network, NETWORKS)
         for method in self.methods:
             _known("method in methods:", method, [m for m in METHODS if m != "teacher"])
+        if not any(METHODS[method].loss for method in self.methods):
+            raise ValueError(f"methods = {self.methods!r}: none has a teacher; add one, such as 'kd'")
         for cell in self.ablations:
             _known("cell in ablations:", cell, ABLATIONS)
         for method, given in self.method_args.items():

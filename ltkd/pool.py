@@ -15,10 +15,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .files import cores
+from psutil import pid_exists
+
+from .files import Stopped, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
-from .train import Diverged, Stopped
+from .train import Diverged
 
 _STOP: Any = None  # the pool's event, set in each worker
 
@@ -102,7 +104,7 @@ def make(
             while len(flying) < count and not event.is_set():
                 for spec in [spec for spec in todo if _teacher_state(spec, out) == "lost"]:
                     todo.remove(spec)
-                    out.failed[identity(spec)] = f"{spec.title}: its teacher could not be trained"
+                    out.failed[identity(spec)] = f"{spec.title}: no teacher ({_why(spec, out)})"
                 ready = [spec for spec in todo if _teacher_state(spec, out) == "ready"]
                 if not ready:
                     break
@@ -140,6 +142,11 @@ def make(
 def _rows(spec: RunSpec) -> tuple[Any, ...]:
     """Which rows of which teacher's table a run reads."""
     return spec.teacher, spec.gamma, spec.seed
+
+
+def _why(spec: RunSpec, out: Outcome) -> str:
+    name = identity(spec.teacher_spec)
+    return out.failed.get(name) or str(out.records[name].values.get("reason"))
 
 
 def _teacher_state(spec: RunSpec, out: Outcome) -> str:
@@ -199,7 +206,9 @@ def _display(
                 bars.remove_task(tasks.pop(identity(spec)))
             bars.update(whole, completed=finished, note=left())
         elif not quiet:
-            _say(f"[{finished}/{total}] {spec.title}: {'done' if good else 'not done'}. {left()}")
+            _say(
+                f"[{finished}/{total}] {spec.title}: {'done' if good else 'not finished'}. {left()}"
+            )
 
     thread = threading.Thread(target=look, daemon=True)
     if not quiet:
@@ -227,7 +236,11 @@ def _note(now: dict[str, Any]) -> str:
 def progress_of(store: Store, spec: RunSpec) -> str:
     """Where an unfinished run is, in words; empty when it never began."""
     now = _read_progress(store, spec)
-    return f"epoch {now['epoch']}/{now['epochs']}, {_note(now)}" if now else ""
+    if now is None:
+        return ""
+    at = f"epoch {now['epoch']}/{now['epochs']}"
+    # Another machine's process cannot be seen; its file is then as old as its last epoch.
+    return f"{at}, {_note(now)}" if pid_exists(now["pid"]) else f"stopped after {at}"
 
 
 def _say(line: str) -> None:

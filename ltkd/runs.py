@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
@@ -179,13 +178,11 @@ def run(
         if teacher.diverged:
             raise Diverged(f"{spec.title}: its teacher diverged ({teacher.values['reason']})")
     folder = store.run_folder(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "run.lock"):
+    with files.locked(folder / "run.lock", stop):
         found = store.get(spec)
         if not found:
             _make(spec, store, pick_device(device), data_root, stop)
             found = store.get(spec)
-    (folder / "run.lock").unlink(missing_ok=True)
     assert found is not None
     return found
 
@@ -198,9 +195,11 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     groups = data.groups(spec.groups).tolist() if spec.groups else None
     objective = method.build(spec.method_args, data.counts.tolist(), groups)
     padded = data.views.pad(data.train_images).to(device)
-    teacher = None
+    teacher, teacher_sha256 = None, None
     if spec.teacher:
-        table = store.folder / "tables" / identity(spec.teacher_spec)
+        # By its bytes: the answers of a teacher that was trained anew are other answers.
+        teacher_sha256 = files.sha256(store.model_path(spec.teacher_spec))
+        table = store.folder / "tables" / f"{identity(spec.teacher_spec)}-{teacher_sha256[:12]}"
         model = store.load_model(spec.teacher_spec).to(device)
         teacher = Teacher(
             model, spec, data, padded, table if spec.teacher_source == "table" else None
@@ -213,7 +212,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         )
 
     values: dict[str, Any] = {
-        "run": identity(spec), "numerics": NUMERICS, "spec": spec.model_dump(), "status": "done",
+        "run": identity(spec), "numerics": NUMERICS, "status": "done",
+        "spec": spec.model_dump(), "teacher_sha256": teacher_sha256,
         "data": {"title": data.title, "sha256": data.sha256, "counts": data.counts.tolist(),
                  "class_names": data.class_names,
                  "test_counts": data.test_labels.bincount().tolist(),
@@ -223,7 +223,9 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     try:
         try:
             trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if not checkpoint.exists():
+                raise
             os.replace(checkpoint, checkpoint.with_name("checkpoint.safetensors.damaged"))
             print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
             trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)

@@ -132,6 +132,11 @@ class Study:
             ]
         return [("", self._spec(at, "ltkd", groups=n)) for at in grid for n in p.group_counts]
 
+    def _items(self, part: str) -> list[tuple[str, RunSpec]]:
+        """The part's specs once each: a student without a teacher stands in several pairs."""
+        once = {(variant, pool.identity(spec)): spec for variant, spec in self.specs(part)}
+        return [(variant, spec) for (variant, _), spec in once.items()]
+
     # ---- runs made
 
     def make(self, specs: Sequence[RunSpec] | None = None, **options: Any) -> pool.Outcome:
@@ -156,7 +161,7 @@ class Study:
         return out
 
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
-        items = self.specs(part)
+        items = self._items(part)
         records = self.make([spec for _, spec in items], quiet=True).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
@@ -282,7 +287,8 @@ class Study:
             "code": files.code_version(), "versions": files.versions(),
             "inputs": self.inputs(notebook),
             "records": [{"run": r.run, "method": r.spec.method, "seed": r.spec.seed,
-                         "commit": r.values["code"]["commit"], "sha256": r.values["sha256"]}
+                         "commit": r.values["code"]["commit"],
+                         "dirty": r.values["code"]["dirty"], "sha256": r.values["sha256"]}
                         for r in records],
         }  # fmt: skip
         manifest = json.loads(json.dumps(manifest))

@@ -6,15 +6,16 @@ needs it and read by all others. fp16, not bf16: three more bits of a logit for 
 """
 
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from .data import LongTailed, stream
-from .files import write_atomic
+from .files import Stopped, locked, sha256, write_atomic
 from .params import RunSpec
 
 BLOCK = 256  # images a teacher batch, the last one padded: a row's bytes do not depend on who asks
@@ -45,31 +46,47 @@ class Teacher:
         with autocast(self.spec, x.device):
             return self.model(x).float()
 
-    def begin_epoch(self, seed: int, epoch: int, view: Tensor) -> None:
-        """Load or make the table of this epoch; view: its views, LongTensor [N] on the device."""
+    def begin_epoch(
+        self, seed: int, epoch: int, view: Tensor, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Load or make the table of this epoch; view: its views, LongTensor [N] on the device.
+
+        A table that does not match its checksum is set aside and made anew.
+        """
         if self.folder is None:
             return
         path = self.folder / f"seed{seed}-epoch{epoch:04d}.npy"
-        shape = (len(view), self.data.counts.numel())
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                if not path.exists():
+        data = self._read(path)
+        if data is None:
+            with locked(path.with_suffix(".lock"), stop):
+                data = self._read(path)
+                if data is None:
                     buffer = io.BytesIO()
-                    np.save(buffer, self._fill(view).numpy(), allow_pickle=False)
-                    write_atomic(path, buffer.getvalue())
-            path.with_suffix(".lock").unlink(missing_ok=True)
-        rows = np.load(path, allow_pickle=False)
-        if rows.shape != shape or rows.dtype != np.float16:
-            raise ValueError(
-                f"{path}: is {rows.dtype} {rows.shape}, should be float16 {shape}; remove it"
-            )
+                    np.save(buffer, self._fill(view, stop).numpy(), allow_pickle=False)
+                    data = buffer.getvalue()
+                    write_atomic(path, data)
+                    write_atomic(path.with_suffix(".sha256"), sha256(data))
+        rows = np.load(io.BytesIO(data), allow_pickle=False)
         self.rows = torch.from_numpy(rows).to(self.padded.device)
 
-    def _fill(self, view: Tensor) -> Tensor:
+    def _read(self, path: Path) -> bytes | None:
+        """A table's bytes when they are whole; its checksum is written after it."""
+        check = path.with_suffix(".sha256")
+        if not (path.exists() and check.exists()):
+            return None
+        data = path.read_bytes()
+        if sha256(data) == check.read_text():
+            return data
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        print(f"{path}: damaged; kept as {path.name}.damaged, made anew", flush=True)
+        return None
+
+    def _fill(self, view: Tensor, stop: Callable[[], bool]) -> Tensor:
         n = len(view)
         out = []
         for start in range(0, n, BLOCK):
+            if stop():
+                raise Stopped("stopped while a teacher's table was filled")
             index = torch.arange(start, start + BLOCK, device=view.device) % n
             out.append(self._answer(index, view[index])[: n - start].half().cpu())
         return torch.cat(out)

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .data import LongTailed, stream
-from .files import canonical, write_atomic
+from .files import Stopped, canonical, write_atomic
 from .methods import METHODS, Method
 from .models import create_model
 from .params import SLOW_LEARNERS, RunSpec
@@ -28,10 +28,6 @@ from .teacher import Teacher, autocast, views_of_epoch
 
 EVAL_BATCH = 500
 CHECKPOINT_SECONDS = 60.0
-
-
-class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is on disk."""
 
 
 class Diverged(Exception):
@@ -215,6 +211,11 @@ class Trainer:
             tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
         write_atomic(self.checkpoint, save(tensors, {"position": canonical(vars(self.at))}))
 
+    def _pause(self, began: float) -> None:
+        if self.at.step > 0:
+            self.at.seconds = time.monotonic() - began
+            self.save()
+
     def _step(self, index: Tensor, view: Tensor, weight: float) -> None:
         x = self.data.normalise(self.data.views.take(self.padded, index, view))
         with autocast(self.spec, self.device):
@@ -245,12 +246,14 @@ class Trainer:
                 torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)
             )
             if self.teacher:
-                self.teacher.begin_epoch(spec.seed, epoch, view)
+                try:
+                    self.teacher.begin_epoch(spec.seed, epoch, view, stop)
+                except Stopped:
+                    self._pause(began)
+                    raise
             for index in batches[self.at.step % self.steps :]:
                 if stop():
-                    if self.at.step > 0:
-                        self.at.seconds = time.monotonic() - began
-                        self.save()
+                    self._pause(began)
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
                 self._step(index, view[index], ramp(method, epoch, spec.epochs))
                 self.at.step += 1

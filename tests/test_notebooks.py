@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import nbformat
@@ -76,7 +77,9 @@ def test_the_manifest_that_a_notebook_carries_is_stored_beside_its_report(tmp_pa
     code = f"from IPython.display import display\ndisplay({{{MANIFEST!r}: {sealed!r}}}, raw=True)"
     reports = tmp_path / "reports"
     assert execute(notebook(tmp_path / "nb.ipynb", code), {}, reports).ok
-    assert json.loads((reports / "nb.manifest.json").read_text()) == sealed
+    stored = json.loads((reports / "nb.manifest.json").read_text())
+    pages = {n: sha256((reports / n).read_bytes()).hexdigest() for n in ("nb.ipynb", "nb.html")}
+    assert stored == sealed | {"files": pages}
     page = (reports / "nb.html").read_text()
     assert "Digits-LT" in page
     assert "nb.manifest.json" in page

@@ -53,6 +53,7 @@ MALFORMED = {
     ),
     "pair without a student": ("pairs: [vgg13]", "pairs: 'vgg13' should be teacher-student"),
     "unknown method": ("methods: [lkd]", "unknown method in methods: 'lkd'. Did you mean 'ltkd'?"),
+    "nothing to distil": ("methods: [student]", "none has a teacher; add one, such as 'kd'"),
     "teacher as a method": ("methods: [teacher]", "unknown method in methods: 'teacher'"),
     "unknown ablation": ("ablations: [cross]", "unknown cell in ablations: 'cross'"),
     "more groups than classes": ("groups: 11", "11 groups, but digits has 10 classes"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ltkd import RunRecord, run
-from ltkd.files import write_atomic
+from ltkd.files import Stopped, locked, write_atomic
 from ltkd.runs import Store, identity, pick_device
 
 
@@ -98,6 +98,26 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, tiny, capsys):
     write_atomic(folder / "checkpoint.safetensors", b"not a checkpoint")
     run(spec, outputs=tmp_path)
     assert "set aside, the run begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_damaged_table_is_set_aside_and_filled_again(tmp_path, tiny, damage, capsys):
+    first = run(tiny(method="kd", teacher="resnet8", epochs=1), outputs=tmp_path)
+    (table,) = tmp_path.rglob("seed0-epoch0001.npy")
+    good = table.read_bytes()
+    table.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if damage is None else damage)
+    record = run(tiny(method="kd_ce1", teacher="resnet8", epochs=1), outputs=tmp_path)
+    assert f"{table}: damaged" in capsys.readouterr().out
+    assert table.read_bytes() == good
+    assert record.values["teacher_sha256"] == first.values["teacher_sha256"]
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_waiting_for_another_process_can_be_stopped(tmp_path, tiny):
+    spec = tiny(epochs=1)
+    lock = Store(tmp_path).run_folder(spec) / "run.lock"
+    with locked(lock), pytest.raises(Stopped, match="another process"):
+        run(spec, outputs=tmp_path, stop=lambda: True)
 
 
 def test_a_pickle_in_a_models_place_is_not_loaded(tmp_path, tiny):

@@ -9,6 +9,7 @@ import pytest
 from ltkd import Study
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
+from ltkd.report import tables
 from ltkd.runs import identity
 from ltkd.study import PARTS, Pair
 
@@ -34,6 +35,16 @@ def test_the_quick_study_is_a_teacher_and_seventy_students():
         "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20}  # fmt: skip
     # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part
     assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15
+
+
+def test_a_student_of_two_pairs_counts_once(tmp_path):
+    pairs = {"pairs": ["resnet8-resnet8", "resnet20-resnet8"], "methods": ["student", "kd"]}
+    study = Study(outputs=tmp_path, name="two", **(SMALL | pairs | {"seeds": [0]}))
+    study.make([spec for _, spec in study.specs("distillation")], jobs=2, quiet=True)
+    frame = study.results("distillation")
+    assert sorted(frame.method) == ["kd", "kd", "student"]
+    for _, runs in tables.settings(study, "distillation"):
+        assert sorted(runs.method) == ["kd", "student"]
 
 
 def test_adding_a_method_or_moving_a_folder_changes_no_run(tmp_path):
@@ -130,7 +141,7 @@ def test_unknown_part():
 def test_the_cifar_study_is_the_shipped_one(tmp_path):
     p = load_parameters(Path(__file__).parent.parent / "params" / "cifar100_lt_quick.yaml")
     study = Study(outputs=tmp_path, **p.model_dump())
-    assert len(with_teachers([spec for _, spec in study.specs()])) == 28
+    assert len(with_teachers([spec for _, spec in study.specs()])) == 31
     assert p.epochs <= 8
 
 

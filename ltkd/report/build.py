@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import cores, write_atomic
+from ..files import cores, locked, sha256, write_atomic
 from ..notebooks import execute_all
 from ..params import RECIPES
 from ..study import PARTS, Study
@@ -27,26 +27,29 @@ def build(
     Returns the names of the reports made, the texts of those that failed, and how many a stop left.
     """
     reports = study.folder / "reports"
-    stale = [path for path in notebooks if not _fresh(study, path.stem, reports)]
     values = {k: v for k, v in parameters.items() if k != "data_root"}  # no path enters a report
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
     if study.parameters.data_root:
         env["LTKD_DATA"] = study.parameters.data_root
-    results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
-    if stale or not (study.folder / "index.html").exists():
-        write_runs(study)
-        write_headline(study)
-        _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
+    with locked(reports / "build.lock", stop):  # of two commands at once the second finds all done
+        stale = [path for path in notebooks if not fresh(study, path.stem)]
+        results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
+        if stale or not (study.folder / "index.html").exists():
+            write_runs(study)
+            write_headline(study)
+            _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
     made = [result.notebook.stem for result in results if result.ok]
     broken = [result.error for result in results if not result.ok]
     return made, broken, len(stale) - len(results)
 
 
-def _fresh(study: Study, name: str, reports: Path) -> bool:
-    """Whether a report is there that rests on exactly these runs, parameters and sources."""
-    manifest = page.read_manifest(reports / f"{name}.manifest.json")
-    there = all((reports / f"{name}.{kind}").exists() for kind in ("html", "ipynb"))
-    return there and manifest is not None and manifest.get("inputs") == study.inputs(name)
+def fresh(study: Study, name: str) -> bool:
+    """Whether a whole report is there that rests on exactly these runs, parameters and sources."""
+    folder = study.folder / "reports"
+    manifest = page.read_manifest(folder / f"{name}.manifest.json") or {}
+    pages = manifest.get("files", {})
+    whole = all((folder / n).exists() and sha256(folder / n) == h for n, h in pages.items())
+    return bool(pages) and whole and manifest.get("inputs") == study.inputs(name)
 
 
 def write_headline(study: Study) -> None:
@@ -66,8 +69,9 @@ def write_headline(study: Study) -> None:
 def write_runs(study: Study) -> None:
     """runs.csv: a row a run and part, the tidy table that the notebooks draw from."""
     frames = [study.results(part).assign(part=part) for part in PARTS]
+    frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=["run", "part"])]
     text = io.StringIO()
-    pd.concat([f for f in frames if len(f)], ignore_index=True).round(4).to_csv(text, index=False)
+    pd.concat(frames, ignore_index=True).round(4).to_csv(text, index=False)
     write_atomic(study.folder / "runs.csv", text.getvalue())
 
 

@@ -99,7 +99,8 @@ def claims(study: Any) -> pd.DataFrame:
             n = f"{test.gap.n} {test.unit}" if test.gap.n else "—"
             rows.append({"setting": setting.title, "claim": test.claim, "comparison": test.text,
                          "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
-    return pd.DataFrame(rows)
+    columns = ["setting", "claim", "comparison", "points", "n", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def verdicts(tests: pd.DataFrame) -> pd.DataFrame:

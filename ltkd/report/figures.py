@@ -303,21 +303,6 @@ def learning_curves(
 
 
 @styled
-def heat_map(runs: pd.DataFrame, metrics: Sequence[str] = ("tail", "all")) -> Figure:
-    """Accuracy over alpha (across) and beta (up), mean over seeds, a panel a metric."""
-    figure, panels = _panels(1, len(metrics), height=3.0)
-    for axes, metric in zip(panels, metrics, strict=True):
-        grid = runs.pivot_table(index="beta", columns="alpha", values=metric).sort_index(
-            ascending=False
-        )
-        sns.heatmap(grid, ax=axes, cmap="cividis", **CELLS | {"vmin": None})
-        axes.set(title=f"{metric}, %", xlabel="α (cross-group)", ylabel="β (within-group)")
-        axes.tick_params(labelrotation=0, length=0)
-    _note(figure, "mean over seeds")
-    return figure
-
-
-@styled
 def group_count(paired: pd.DataFrame, reported: pd.DataFrame, metric: str = "all") -> Figure:
     """Change from n = 3 groups: ours with intervals in colour, the paper's pairs in grey."""
     figure, (axes,) = _panels(height=3.3)

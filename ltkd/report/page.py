@@ -114,7 +114,10 @@ def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> st
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest that ``study.seal`` wrote, None where there is none."""
-    return json.loads(path.read_text()) if Path(path).exists() else None
+    try:
+        return dict(json.loads(Path(path).read_text()))
+    except (OSError, ValueError):
+        return None  # absent or damaged: the report counts as stale and is made anew
 
 
 def _opening(notebook: Any, stem: str) -> tuple[str, str]:

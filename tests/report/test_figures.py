@@ -97,10 +97,6 @@ def test_the_other_figures():
     figure = figures.group_count(tables.paired(frame, 3, "n_groups"), reported)
     assert figure.axes[0].get_xlabel() == "number of groups (log scale)"
     assert "VGG13-\nVGG8" in texts(figure)
-    grid = pd.concat(
-        [runs(["ltkd"]).assign(alpha=a, beta=b) for a in (0.5, 1.0) for b in (1.0, 2.0)]
-    )
-    assert [axes.get_title("left") for axes in figures.heat_map(grid).axes] == ["tail, %", "all, %"]
     steps = tables.steps(runs(["kd", "kd_ce1", "ltkd"]), ["kd", "kd_ce1", "ltkd"], "tail")
     assert "→ LTKD" in texts(figures.waterfall(steps))
     cells = tables.summarise(runs(["kd", "ltkd"]), metrics=("all", "tail")).assign(paper=50.0)
