@@ -206,6 +206,9 @@ def _display(
                 bars.remove_task(tasks.pop(identity(spec)))
             bars.update(whole, completed=finished, note=left())
         elif not quiet:
+            if good and seen.get(identity(spec)) != spec.epochs:  # it ended between two looks
+                seen[identity(spec)] = spec.epochs
+                _say(f"  {spec.title}: epoch {spec.epochs}/{spec.epochs}")
             _say(
                 f"[{finished}/{total}] {spec.title}: {'done' if good else 'not finished'}. {left()}"
             )
