@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import ROOT, outputs_root
+from .files import ROOT, Stopped, outputs_root
 from .methods import METHODS
 from .params import ParameterError, check, load_spec, nearest, read_yaml
 from .params import StudyParameters as Parameters
@@ -167,7 +167,10 @@ def _run(given: argparse.Namespace) -> int:
         return stop.code if stop() else 1
     from .report.build import build
 
-    made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
+    try:
+        made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
+    except Stopped:  # while another command was making the same reports
+        made, broken, left = [], [], len(notebooks)
     index = study.folder / "index.html"
     if left:
         print(f"{study.name}: stopped before all reports were made; the same command goes on.")
