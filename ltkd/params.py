@@ -15,31 +15,56 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .methods import ABLATIONS, METHODS
 
-# Networks that train at 16 or 32 pixels; a test holds this against ltkd.models.list_models().
+# All networks; a test holds this against ltkd.models.list_models().
 NETWORKS = ("resnet8", "resnet20", "resnet8x4", "resnet32x4", "vgg8", "vgg13", "wrn_40_1", "wrn_40_2",
-            "mobilenetv2", "shufflenetv1", "resnet50")  # fmt: skip
+            "mobilenetv2", "shufflenetv1", "resnet50", "resnet18_imagenet", "resnet34_imagenet",
+            "resnet50_imagenet", "mobilenetv1")  # fmt: skip
 # These students train at a fifth of the learning rate (0.01 where the others have 0.05).
 SLOW_LEARNERS = ("mobilenetv2", "shufflenetv1")
 
 
 class Recipe(NamedTuple):
-    """A data set's default schedule (spec of the field's common code for CIFAR; ours for digits)."""
+    """A data set's default schedule: the field's common code; ours for digits and folders.
 
-    classes: int
+    classes  None: what is found in the folder
+    decay    fractions of the schedule after which the rate is divided by 10
+    """
+
+    classes: int | None
     epochs: int
-    batch: int
-    lr: float
+    batch: int = 64
+    lr: float = 0.05
+    decay: tuple[float, ...] = (5 / 8, 6 / 8, 7 / 8)
+    weight_decay: float = 5e-4
 
 
-RECIPES = {"digits": Recipe(10, 40, 32, 0.05), "cifar10": Recipe(10, 240, 64, 0.05),
-           "cifar100": Recipe(100, 240, 64, 0.05)}  # fmt: skip
+RECIPES = {
+    "digits": Recipe(10, 40, batch=32),
+    "cifar10": Recipe(10, 240),
+    "cifar100": Recipe(100, 240),
+    "tiny_imagenet": Recipe(200, 240),
+    "imagenet": Recipe(1000, 100, 512, 0.2, (0.3, 0.6, 0.9), 1e-4),
+    "folder": Recipe(None, 240),
+}
+_SMALLER = ("reviewkd", "dist")  # their published ImageNet runs have batch 256 and rate 0.1
+
+
+def recipe_of(dataset: str, method: str) -> Recipe:
+    """The data set's recipe, for this method."""
+    recipe = RECIPES[dataset]
+    small = dataset == "imagenet" and METHODS[method].loss in _SMALLER
+    return recipe._replace(batch=256, lr=0.1) if small else recipe
+
+
+FILE_SETS = ("tiny_imagenet", "imagenet", "folder")  # sets that are folders of image files
+
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, le=1e4)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
 Imbalance = Annotated[float, Field(ge=1, le=1e4)]
-Dataset = Literal["digits", "cifar10", "cifar100"]
+Dataset = Literal["digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder"]
 Schedule = Literal["steps", "one_cycle"]
 Precision = Literal["fp32", "bf16"]
 Source = Literal["table", "live"]
@@ -62,10 +87,13 @@ def _known(kind: str, word: str, allowed: Any) -> str:
     return word
 
 
-def method_args(method: str, given: dict[str, Any]) -> dict[str, float | bool]:
-    """The method's arguments in full: its defaults with what is given put over them, checked."""
+def method_args(
+    method: str, given: dict[str, Any], pair: tuple[Any, Any] = ("", "")
+) -> dict[str, float | bool]:
+    """The method's arguments in full: its defaults for a (teacher, student), with what is given
+    put over them, checked."""
     _known("method", method, METHODS)
-    defaults = dict(METHODS[method].args)
+    defaults = METHODS[method].defaults(*pair)
     for name, value in given.items():
         _known(f"argument of method {method!r}:", name, tuple(defaults) or ("none",))
         if isinstance(defaults[name], bool) != isinstance(value, bool):
@@ -79,8 +107,36 @@ def method_args(method: str, given: dict[str, Any]) -> dict[str, float | bool]:
             raise ValueError(
                 f"{name} = {value!r} of method {method!r}: should be from {low} to 10000"
             )
+        if name == "pool" and (value < 1 or value != int(value)):
+            raise ValueError(
+                f"pool = {value!r} of method {method!r}: should be a whole number >= 1"
+            )
         defaults[name] = value if isinstance(value, bool) else float(value)
     return defaults
+
+
+def _coherent_images(dataset: str, images: Images | None, gammas: list[float | None]) -> None:
+    if dataset not in FILE_SETS:
+        if images is not None or None in gammas:
+            raise ValueError(
+                f"images, and a gamma that is null, belong to {', '.join(FILE_SETS)}, not {dataset}"
+            )
+    elif dataset == "folder" and not (images and images.folder and images.size):
+        raise ValueError("dataset = 'folder' needs images with folder and size, such as "
+                         "{folder: birds, size: 64}")  # fmt: skip
+    elif images and images.train_list and set(gammas) != {None}:
+        raise ValueError("images.train_list names every image, so gamma should be null")
+
+
+def on_the_fly(dataset: str, images: Images | None) -> bool:
+    """Whether images are decoded as they are needed: they are 224 pixels and do not fit memory."""
+    size = images.size if images else None
+    return (size or (224 if dataset == "imagenet" else 64)) == 224
+
+
+def live_teacher(method: str, dataset: str, images: Images | None) -> bool:
+    """Whether no table can hold what the teacher is asked for: feature maps, or too many views."""
+    return METHODS[method].loss == "reviewkd" or on_the_fly(dataset, images)
 
 
 class _Strict(BaseModel):
@@ -89,11 +145,38 @@ class _Strict(BaseModel):
     )
 
 
+class Images(_Strict):
+    """Which image files a data set is made of; what is left out is the standard of the set.
+
+    folder      below the data root, holding train/<class>/ and val/<class>/ or test/<class>/
+    size        pixels: at 32 and 64 all images are decoded once and kept in memory; at 224 they
+                are decoded as they are needed
+    train_list  text file below the folder, a line "path label" an image, such as the public
+    test_list   fixed lists of ImageNet-LT; without it all files of the folder count
+    sha256      of the images' names and sizes; filled in when the data is found
+    """
+
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    size: Literal[32, 64, 224] | None = None
+    train_list: Annotated[str, Field(min_length=1)] | None = None
+    test_list: Annotated[str, Field(min_length=1)] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> Images:
+        for name in ("folder", "train_list", "test_list"):
+            path = Path(getattr(self, name) or ".")
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name} = {str(path)!r}: should be a path below the data root")
+        return self
+
+
 class RunSpec(_Strict):
     """One training run, a pure function of these fields (with the data and the numerics version)."""
 
     dataset: Dataset
-    gamma: Imbalance
+    images: Images | None = None
+    gamma: Imbalance | None  # None: the classes as large as they are
     split_seed: Seed = 0
     teacher: str | None = None
     teacher_seed: Seed = 0
@@ -124,7 +207,8 @@ class RunSpec(_Strict):
                 raise ValueError(
                     f"method_args = {given!r}: should be a mapping of argument to number"
                 )
-            values = values | {"method_args": method_args(values["method"], given)}
+            pair = values.get("teacher"), values.get("student")
+            values = values | {"method_args": method_args(values["method"], given, pair)}
         return values
 
     @model_validator(mode="after")
@@ -144,22 +228,34 @@ class RunSpec(_Strict):
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
             raise ValueError(f"method {self.method!r} {word} groups (given: {self.groups})")
-        if self.groups and self.groups > RECIPES[self.dataset].classes:
+        classes = RECIPES[self.dataset].classes
+        if self.groups and classes and self.groups > classes:
+            raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
+        _coherent_images(self.dataset, self.images, [self.gamma])
+        live = live_teacher(self.method, self.dataset, self.images)
+        if self.teacher and live and self.teacher_source != "live":
             raise ValueError(
-                f"groups = {self.groups}: {self.dataset} has {RECIPES[self.dataset].classes} classes"
+                f"teacher_source = 'table': no table holds what {self.method} on {self.dataset} "
+                "asks of its teacher; should be 'live'"
             )
         return self
 
     @property
     def teacher_spec(self) -> RunSpec:
-        """The run that makes this run's teacher: the same data and schedule, plain cross-entropy."""
+        """The run that makes this run's teacher: the same data and schedule, plain cross-entropy.
+
+        On ImageNet, where the batch depends on the method, teachers train at 256 or less.
+        """
         keep = self.model_dump(exclude={"teacher", "method_args", "groups", "teacher_source"})
-        new = {
+        new: dict[str, Any] = {
+            "images": self.images,
             "student": self.teacher,
             "method": "teacher",
             "seed": self.teacher_seed,
             "teacher_seed": 0,
         }
+        if self.dataset == "imagenet" and self.batch > 256:
+            new |= {"batch": 256, "lr": self.lr * 256 / self.batch}
         return RunSpec(**(keep | new))
 
     @property
@@ -169,7 +265,11 @@ class RunSpec(_Strict):
     @property
     def title(self) -> str:
         """A short name for people, for progress lines and messages."""
-        return f"{self.method} {self.pair} gamma {self.gamma:g} seed {self.seed}"
+        return f"{self.method} {self.pair} {gamma_text(self.gamma)} seed {self.seed}"
+
+
+def gamma_text(gamma: float | None) -> str:
+    return "classes as they are" if gamma is None else f"gamma {gamma:g}"
 
 
 # fmt: off
@@ -181,9 +281,11 @@ class StudyParameters(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$",
         description="folder of the results, below outputs/")] = "quick"
-    dataset: Annotated[Dataset, Field(description="digits, cifar10 or cifar100: its long-tailed version")] = "digits"
-    gammas: Annotated[list[Imbalance], Field(min_length=1,
-        description="imbalance factors: largest over smallest class")] = [20.0]
+    dataset: Annotated[Dataset, Field(description="digits, cifar10, cifar100, tiny_imagenet, imagenet or folder")] = "digits"
+    images: Annotated[Images | None, Field(
+        description="of a set of image files: {'folder': ..., 'size': 32, 64 or 224, ...}")] = None
+    gammas: Annotated[list[Imbalance | None], Field(min_length=1,
+        description="imbalance factors: largest over smallest class; None: classes as they are")] = [20.0]
     pairs: Annotated[list[str], Field(min_length=1, description="teacher-student, by network names")] = ["resnet20-resnet8"]
     methods: Annotated[list[str], Field(min_length=1, description="what is compared; `ltkd methods` lists all")] = [
         "student", "kd", "ltkd", "kd_ce1", "kd_adjusted", "balanced_softmax",
@@ -200,11 +302,13 @@ class StudyParameters(_Strict):
     groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
     alpha: Annotated[Weight, Field(description="LTKD's cross-group weight")] = 1.0
     beta: Annotated[Weight, Field(description="LTKD's within-group weight")] = 1.0
-    temperature: Annotated[Positive, Field(description="of every method that has one")] = 4.0
+    temperature: Annotated[Positive | None, Field(description="of every method that has one; None: its own (4)")] = None
     method_args: Annotated[dict[str, dict[str, float | bool]], Field(
         description="overrides by method, such as {'kd': {'ce_weight': 0.5}}")] = {}
     ablations: Annotated[list[str], Field(description="cells of the ablation")] = list(ABLATIONS)
+    ablation_pairs: Annotated[list[str] | None, Field(description="pairs of the ablation; None: all")] = None
     group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
+    group_pairs: Annotated[list[str] | None, Field(description="pairs of the group counts; None: all")] = None
     eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 1
     precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
     threads: Annotated[int, Field(ge=1, le=1024, description="processor threads that one run uses")] = 1
@@ -216,10 +320,14 @@ class StudyParameters(_Strict):
     @model_validator(mode="after")
     def _coherent(self) -> StudyParameters:
         classes = RECIPES[self.dataset].classes
-        for name in ("gammas", "pairs", "methods", "seeds", "ablations", "group_counts"):
-            values = getattr(self, name)
+        for name in ("gammas", "pairs", "methods", "seeds", "ablations", "ablation_pairs",
+                     "group_counts", "group_pairs"):  # fmt: skip
+            values = getattr(self, name) or []
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} = {values!r}: each value may stand there once")
+            if name in ("ablation_pairs", "group_pairs"):
+                for pair in values:
+                    _known(f"pair in {name}:", pair, self.pairs)
         for pair in self.pairs:
             parts = pair.split("-")
             if len(parts) != 2:
@@ -234,8 +342,9 @@ class StudyParameters(_Strict):
             _known("cell in ablations:", cell, ABLATIONS)
         for method, given in self.method_args.items():
             method_args(method, given)
+        _coherent_images(self.dataset, self.images, self.gammas)
         for n in (self.groups, *self.group_counts):
-            if n > classes:
+            if classes and n > classes:
                 raise ValueError(f"groups, group_counts: {n} groups, but {self.dataset} has {classes} classes")
         return self
 
@@ -319,7 +428,8 @@ def load_spec(path: str | Path) -> RunSpec:
     """A run's spec file, checked whole; what it leaves out comes from the data set's recipe."""
     values = read_yaml(path)
     recipe = RECIPES.get(str(values.get("dataset")))
-    defaults = {k: getattr(recipe, k) for k in ("epochs", "batch", "lr")} if recipe else {}
+    keys = ("epochs", "batch", "lr", "weight_decay")
+    defaults = {k: getattr(recipe, k) for k in keys} if recipe else {}
     return check(RunSpec, defaults | values, str(path))
 
 

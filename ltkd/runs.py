@@ -24,20 +24,20 @@ from torch import nn
 
 from . import files
 from .data import fingerprint, load
-from .methods import METHODS
 from .models import create_model
-from .params import RECIPES, RunSpec
+from .params import RunSpec
 from .teacher import Teacher
-from .train import Diverged, Progress, Trainer
+from .train import Diverged, Progress, Trainer, initial_objective
 
 NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are then made anew
 
 
 def identity(spec: RunSpec) -> str:
     """16 hex digits that stand for the spec, the data and the numerics version."""
-    return files.sha256(files.canonical([spec.model_dump(), fingerprint(spec.dataset), NUMERICS]))[
-        :16
-    ]
+    about = spec.model_dump()
+    if spec.images is None:  # so that sets without image files keep the records they had
+        del about["images"]
+    return files.sha256(files.canonical([about, fingerprint(spec.dataset), NUMERICS]))[:16]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ class Store:
             raise FileNotFoundError(
                 f"{path}: the model of {spec.title} is not there; run the spec first"
             )
-        model = create_model(spec.student, RECIPES[spec.dataset].classes)
-        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        state = {k: v.float() for k, v in load_file(path).items()}
+        model = create_model(spec.student, len(state["fc.weight"]))
+        model.load_state_dict(state)
         return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
@@ -190,21 +191,21 @@ def run(
 def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | None,
           stop: Callable[[], bool]) -> None:  # fmt: skip
     torch.set_num_threads(spec.threads)
-    folder, data = store.run_folder(spec), load(spec.dataset, spec.gamma, spec.split_seed, root)
-    method = METHODS[spec.method]
-    groups = data.groups(spec.groups).tolist() if spec.groups else None
-    objective = method.build(spec.method_args, data.counts.tolist(), groups)
-    padded = data.views.pad(data.train_images).to(device)
-    teacher, teacher_sha256 = None, None
+    folder = store.run_folder(spec)
+    data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images)
+    feed = data.feed(device)
+    teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:
         # By its bytes: the answers of a teacher that was trained anew are other answers.
         teacher_sha256 = files.sha256(store.model_path(spec.teacher_spec))
         table = store.folder / "tables" / f"{identity(spec.teacher_spec)}-{teacher_sha256[:12]}"
         model = store.load_model(spec.teacher_spec).to(device)
-        teacher = Teacher(
-            model, spec, data, padded, table if spec.teacher_source == "table" else None
-        )
+        teacher = Teacher(model, spec, feed, table if spec.teacher_source == "table" else None)
     progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
+
+    def begin() -> Trainer:
+        objective = initial_objective(spec, data, model)
+        return Trainer(spec, data, objective, teacher, feed, checkpoint)
 
     def tell(now: Progress) -> None:
         files.write_atomic(
@@ -222,13 +223,13 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     blobs, model_bytes = {}, None
     try:
         try:
-            trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)
+            trainer = begin()
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if not checkpoint.exists():
                 raise
             os.replace(checkpoint, checkpoint.with_name("checkpoint.safetensors.damaged"))
             print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
-            trainer = Trainer(spec, data, objective, teacher, padded, checkpoint)
+            trainer = begin()
         done = trainer.train(stop, tell)
     except Diverged as error:
         values |= {"status": "diverged", "reason": str(error), "history": trainer.at.history}

@@ -6,6 +6,7 @@ import time
 import types
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .data import LongTailed, load
+from .data import LongTailed, load, resolve
 from .methods import ABLATIONS, METHODS, Args
 from .notebooks import MANIFEST
-from .params import RECIPES, RunSpec, StudyParameters, check, nearest
+from .params import (
+    RECIPES,
+    Images,
+    RunSpec,
+    StudyParameters,
+    check,
+    live_teacher,
+    nearest,
+    recipe_of,
+)
 from .runs import RunRecord, Store, pick_device
 from .train import predict
 
@@ -49,7 +59,7 @@ class Place(NamedTuple):
     """Where in a study's grid a run stands."""
 
     pair: Pair
-    gamma: float
+    gamma: float | None
     seed: int
 
 
@@ -93,23 +103,27 @@ class Study:
         self, at: Place, method: str, groups: int | None = None, args: Args | None = None
     ) -> RunSpec:
         """One run; ``args`` go over the study's own, which go over the method's defaults."""
-        p, about, recipe = self.parameters, METHODS[method], RECIPES[self.parameters.dataset]
-        own: dict[str, float | bool] = {"temperature": p.temperature}
+        p, about = self.parameters, METHODS[method]
+        recipe = recipe_of(p.dataset, method)
+        own: dict[str, float | bool] = {}
+        if p.temperature and "temperature" in about.args:
+            own["temperature"] = p.temperature
         if about.loss == "ltkd":
             own |= {"alpha": p.alpha, "beta": p.beta}
-        own = {k: v for k, v in own.items() if k in about.args}
         own |= {**p.method_args.get(method, {}), **(args or {})}
         with_teacher: dict[str, Any] = {}
         if about.loss:
             with_teacher = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
-                            "teacher_source": p.teacher_source}  # fmt: skip
+                            "teacher_source": "live" if live_teacher(method, p.dataset, p.images)
+                            else p.teacher_source}  # fmt: skip
         return RunSpec(
-            dataset=p.dataset, gamma=at.gamma, split_seed=p.split_seed, student=at.pair.student,
-            method=method, method_args=own,
+            dataset=p.dataset, images=self._images, gamma=at.gamma, split_seed=p.split_seed,
+            student=at.pair.student, method=method, method_args=own,
             groups=(groups or p.groups) if about.uses_groups else None,
             epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
-            schedule=p.schedule, clip_norm=p.clip_norm, seed=at.seed, precision=p.precision,
-            threads=p.threads, eval_every=p.eval_every, **with_teacher)  # fmt: skip
+            schedule=p.schedule, clip_norm=p.clip_norm, weight_decay=recipe.weight_decay,
+            seed=at.seed, precision=p.precision, threads=p.threads, eval_every=p.eval_every,
+            **with_teacher)  # fmt: skip
 
     def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
         """(variant, spec) of a part of PARTS, or of all of them."""
@@ -118,7 +132,9 @@ class Study:
             return [item for name in PARTS for item in self.specs(name)]
         if part not in PARTS:
             raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
-        places = product(p.gammas, self.pairs, p.seeds)
+        chosen = {"ablations": p.ablation_pairs, "group_count": p.group_pairs}.get(part) or p.pairs
+        pairs = [pair for pair in self.pairs if "-".join(pair) in chosen]
+        places = product(p.gammas, pairs, p.seeds)
         grid = [Place(pair, gamma, seed) for gamma, pair, seed in places]
         if part == "teachers":
             students = [self._spec(at, "kd") for at in grid]
@@ -192,7 +208,7 @@ class Study:
         )
         args = {k: spec.method_args.get(k) for k in ("alpha", "beta", "temperature", "rebalance")}
         return {
-            "run": record.run, "dataset": spec.dataset, "gamma": spec.gamma,
+            "run": record.run, "dataset": spec.dataset, "gamma": self._factor(record),
             "teacher": spec.teacher or "", "student": spec.student, "pair": pair,
             "method": spec.method, "label": METHODS[spec.method].label,
             "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
@@ -202,6 +218,11 @@ class Study:
             **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
             "seconds": values["seconds"], "device": values["device"],
         }  # fmt: skip
+
+    def _factor(self, record: RunRecord) -> float:
+        """Largest over smallest class: as the spec says, or as the classes are."""
+        counts = record.values["data"]["counts"]
+        return float(record.spec.gamma or max(counts) / max(min(counts), 1))
 
     def _accuracies(self, record: RunRecord, correct: np.ndarray) -> dict[str, float]:
         about = record.values["data"]
@@ -248,8 +269,21 @@ class Study:
     # ---- data and teachers
 
     def data(self, gamma: float | None = None) -> LongTailed:
+        """The training and test set at one of the study's gammas, by default the first."""
         p = self.parameters
-        return load(p.dataset, gamma or p.gammas[0], p.split_seed, p.data_root)
+        if gamma not in p.gammas:  # a table states the factor of classes left as they are
+            gamma = None if gamma and None in p.gammas else p.gammas[0]
+        return load(p.dataset, gamma, p.split_seed, p.data_root, self._images)
+
+    @cached_property
+    def _images(self) -> Images | None:
+        p = self.parameters
+        return resolve(p.dataset, p.images, p.data_root, strict=False)
+
+    @property
+    def temperature(self) -> float:
+        """At which the teacher's masses are looked at: that of LTKD."""
+        return float(self._spec(self._first(), "ltkd").method_args["temperature"])
 
     def _first(self, pair: Pair | None = None) -> Place:
         return Place(pair or self.pairs[0], self.parameters.gammas[0], self.parameters.seeds[0])
@@ -275,7 +309,8 @@ class Study:
         manifest = {
             "notebook": notebook, "parameters": p.model_dump(exclude={"data_root"}),
             "data": {"name": data.name, "title": data.title, "sha256": data.sha256,
-                     "train_images": {f"{g:g}": int(self.data(g).counts.sum()) for g in p.gammas},
+                     "train_images": {f"{self.data(g).gamma:g}": int(self.data(g).counts.sum())
+                                      for g in p.gammas},
                      "test_images": len(data.test_labels)},
             "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
             "hardware": "; ".join(sorted({r.values["hardware"] for r in records}))
@@ -324,7 +359,7 @@ class Study:
         return _table({
             "Study": self.name,
             "Data": f"{self.data().title}, imbalance factor "
-                    + ", ".join(f"{g:g}" for g in p.gammas),
+                    + ", ".join(f"{self.data(g).gamma:g}" for g in p.gammas),
             "Pairs": ", ".join(pair.label for pair in self.pairs),
             "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, "
                         f"peak rate {p.lr or recipe.lr:g}, {p.schedule}, {p.precision}",

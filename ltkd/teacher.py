@@ -9,13 +9,18 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import LongTailed, stream
+from .data import Feed, LongTailed, stream
 from .files import Stopped, locked, sha256, write_atomic
+from .losses import LOSSES, Compared
+from .methods import METHODS
+from .models import forward_features, forward_maps
 from .params import RunSpec
 
 BLOCK = 256  # images a teacher batch, the last one padded: a row's bytes do not depend on who asks
@@ -27,24 +32,40 @@ def views_of_epoch(data: LongTailed, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(draw.astype(np.int64))
 
 
-class Teacher:
-    """Logits of the training images in one epoch's views.
+def answer(
+    model: nn.Module, x: Tensor, compares: Compared, pre_activation: bool = False
+) -> tuple[Tensor, Any]:
+    """Logits float32 [B, C] and what a loss compares: they, class activation maps or features."""
+    if compares == "maps":
+        logits, maps = forward_maps(model, x)
+        return logits.float(), maps.float()
+    if compares == "features":
+        logits, features = forward_features(model, x, pre_activation)
+        return logits.float(), features
+    logits = model(x).float()
+    return logits, logits
 
-    They are kept on disk below ``folder``; without a folder the teacher is live, and a batch is
-    computed when it is asked for.
+
+class Teacher:
+    """What a loss asks of the frozen teacher about the training images in one epoch's views.
+
+    Logits are kept on disk below ``folder``, and so are maps, pooled to what CAT-KD compares;
+    without a folder the teacher is live, and a batch is computed when it is asked for.
     """
 
-    def __init__(self, model: nn.Module, spec: RunSpec, data: LongTailed, padded: Tensor,
-                 folder: Path | None) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, spec: RunSpec, feed: Feed, folder: Path | None) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.spec, self.data, self.padded, self.folder = spec, data, padded, folder
+        self.spec, self.feed, self.folder = spec, feed, folder
+        loss = METHODS[spec.method].loss
+        self.compares: Compared = LOSSES[loss].compares if loss else "logits"
+        self.pool = int(spec.method_args.get("pool", 0))
         self.rows: Tensor | None = None
 
-    @torch.inference_mode()
-    def _answer(self, index: Tensor, view: Tensor) -> Tensor:
-        x = self.data.normalise(self.data.views.take(self.padded, index, view))
+    @torch.no_grad()
+    def _ask(self, x: Tensor) -> Any:
         with autocast(self.spec, x.device):
-            return self.model(x).float()
+            told = answer(self.model, x, self.compares, pre_activation=True)[1]
+        return F.adaptive_avg_pool2d(told, self.pool) if self.pool else told
 
     def begin_epoch(
         self, seed: int, epoch: int, view: Tensor, stop: Callable[[], bool] = lambda: False
@@ -55,7 +76,8 @@ class Teacher:
         """
         if self.folder is None:
             return
-        path = self.folder / f"seed{seed}-epoch{epoch:04d}.npy"
+        kind = f"-maps{self.pool}" if self.pool else ""
+        path = self.folder / f"seed{seed}-epoch{epoch:04d}{kind}.npy"
         data = self._read(path)
         if data is None:
             with locked(path.with_suffix(".lock"), stop):
@@ -67,7 +89,7 @@ class Teacher:
                     write_atomic(path, data)
                     write_atomic(path.with_suffix(".sha256"), sha256(data))
         rows = np.load(io.BytesIO(data), allow_pickle=False)
-        self.rows = torch.from_numpy(rows).to(self.padded.device)
+        self.rows = torch.from_numpy(rows).to(self.feed.device)
 
     def _read(self, path: Path) -> bytes | None:
         """A table's bytes when they are whole; its checksum is written after it."""
@@ -88,14 +110,14 @@ class Teacher:
             if stop():
                 raise Stopped("stopped while a teacher's table was filled")
             index = torch.arange(start, start + BLOCK, device=view.device) % n
-            out.append(self._answer(index, view[index])[: n - start].half().cpu())
+            told = self._ask(self.feed.take(index, view[index]))
+            out.append(told[: n - start].half().cpu())
         return torch.cat(out)
 
-    def logits(self, index: Tensor, view: Tensor) -> Tensor:
-        """Teacher logits of the images ``index`` [B] in ``view`` [B]: float32 [B, C]."""
-        if self.rows is not None:
-            return self.rows[index].float()
-        return self._answer(index, view).clone()
+    def answer(self, x: Tensor, index: Tensor) -> Any:
+        """What the loss compares, of the images ``index`` [B], seen as ``x``: logits [B, C],
+        pooled maps [B, C, r, r], or a list of features."""
+        return self.rows[index].float() if self.rows is not None else self._ask(x)
 
 
 def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:

@@ -7,7 +7,8 @@ No random state needs saving: initialisation, order and views are streams of the
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .data import LongTailed, stream
+from .data import Feed, LongTailed, stream
 from .files import Stopped, canonical, write_atomic
+from .losses import LOSSES, Entry
 from .methods import METHODS, Method
 from .models import create_model
-from .params import SLOW_LEARNERS, RunSpec
-from .teacher import Teacher, autocast, views_of_epoch
+from .params import RECIPES, SLOW_LEARNERS, RunSpec, on_the_fly
+from .teacher import Teacher, answer, autocast, views_of_epoch
 
 EVAL_BATCH = 500
 CHECKPOINT_SECONDS = 60.0
@@ -37,7 +39,9 @@ class Diverged(Exception):
 class Objective(nn.Module):
     """A method's two terms, weighted: what ``Method.build`` makes.
 
-    counts: training images a class, [C].
+    term    the distillation loss; what it trains beside the student (ReviewKD's fusion) is its own
+    counts  training images a class, [C]
+    warmup  fraction of the schedule over which the distillation term rises to its weight
     """
 
     log_counts: Tensor
@@ -46,9 +50,11 @@ class Objective(nn.Module):
     def __init__(
         self,
         method: Method,
-        weights: tuple[float, float],
         term: nn.Module | None,
         counts: Sequence[int],
+        ce_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        warmup: float = 0.0,
     ) -> None:
         super().__init__()
         n = torch.as_tensor(counts, dtype=torch.float64)
@@ -58,15 +64,25 @@ class Objective(nn.Module):
                 f"method {method.name!r} needs an image of every class; none of {empty}"
             )
         self.method, self.term = method, term
-        self.ce_weight, self.kd_weight = weights
-        self.register_buffer("log_counts", n.log().float())
-        self.register_buffer("log_prior", (n / n.sum()).log().float())
+        self.entry = LOSSES[method.loss] if method.loss else Entry(None)
+        self.ce_weight, self.kd_weight, self.warmup = ce_weight, kd_weight, warmup
+        self.register_buffer("log_counts", n.log().float(), persistent=False)
+        self.register_buffer("log_prior", (n / n.sum()).log().float(), persistent=False)
+
+    def ramp(self, epoch: int, epochs: int) -> float:
+        """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1)."""
+        return min(epoch / max(self.warmup * epochs, 1.0), 1.0)
 
     def forward(
-        self, student: Tensor, teacher: Tensor | None, targets: Tensor
+        self, logits: Tensor, student: Any, teacher: Any, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] in fp32, targets [B] -> (label term, distillation term), scalars."""
-        shifted = student + self.log_counts if self.method.balanced else student
+        """(label term, distillation term), scalars.
+
+        logits            the student's, [B, C] in fp32
+        student, teacher  what the loss compares, as ``answer`` gives it; teacher None: no term
+        targets           [B]
+        """
+        shifted = logits + self.log_counts if self.method.balanced else logits
         label = self.ce_weight * F.cross_entropy(shifted, targets)
         if self.term is None or teacher is None:
             return label, torch.zeros_like(label)
@@ -74,47 +90,72 @@ class Objective(nn.Module):
             teacher = teacher - self.log_prior
         if self.method.adjust == "student":
             student = student + self.log_prior
-        extra = (targets,) if self.method.loss == "dkd" else ()
+        extra = (targets,) if self.entry.targets else ()
         return label, self.kd_weight * self.term(student, teacher, *extra)
+
+
+def pre_activation(spec: RunSpec) -> bool:
+    """Whether ReviewKD takes the student's features before the ReLU: on ImageNet."""
+    return on_the_fly(spec.dataset, spec.images)
 
 
 def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
     """The rate of this step (from 0).
 
-    steps: x 0.1 after 5/8, 6/8 and 7/8 of the epochs (150, 180, 210 of 240).
+    steps: x 0.1 after the recipe's fractions of the epochs (150, 180 and 210 of 240 on CIFAR).
     one_cycle: linear from 1/25 of the peak over the first quarter, then a cosine to 0 (Smith 2018).
     """
     peak = spec.lr * (0.2 if spec.student in SLOW_LEARNERS else 1.0)
     if spec.schedule == "steps":
         done = step // steps_per_epoch / spec.epochs
-        return peak * 0.1 ** sum(done >= part for part in (5 / 8, 6 / 8, 7 / 8))
+        return peak * 0.1 ** sum(done >= part for part in RECIPES[spec.dataset].decay)
     done = (step + 1) / (spec.epochs * steps_per_epoch)
     if done < 0.25:
         return peak * (0.04 + 0.96 * done / 0.25)
     return peak * 0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75))
 
 
-def ramp(method: Method, epoch: int, epochs: int) -> float:
-    """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1)."""
-    return min(epoch / max(method.warmup * epochs, 1.0), 1.0)
-
-
 def initial_model(spec: RunSpec, classes: int) -> nn.Module:
     """The student as its seed makes it: the same for every method, so that methods pair by seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(stream("init", spec.seed).randint(2**31)))
+    with seeded("init", spec.seed):
         model = create_model(spec.student, classes)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@contextmanager
+def seeded(purpose: str, seed: int) -> Iterator[None]:
+    """Torch's global generator at the start of a stream of its own; as it was, afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(purpose, seed).randint(2**31)))
+        yield
+
+
+def initial_objective(
+    spec: RunSpec, data: LongTailed, teacher: nn.Module | None = None
+) -> Objective:
+    """The method's terms for this data set and pair, with any part of their own to be trained."""
+    groups = data.groups(spec.groups).tolist() if spec.groups else None
+    levels: tuple[list[int], ...] = ()
+    if spec.method == "reviewkd" and teacher is not None:
+        x = data.normalise(data.seen(torch.zeros(2, dtype=torch.long), torch.zeros(2).long()))
+        x = x.to(next(teacher.parameters()).device)
+        with torch.no_grad():
+            told = answer(teacher, x, "features", pre_activation=True)[1]
+            model = initial_model(spec, len(data.class_names)).to(x.device)
+            own = answer(model.eval(), x, "features", pre_activation(spec))[1]
+        levels = [f.shape[1] for f in own], [f.shape[1] for f in told], [f.shape[-1] for f in told]
+    with seeded("fusion", spec.seed):
+        return METHODS[spec.method].build(spec.method_args, data.counts.tolist(), groups, levels)
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: LongTailed, images: Tensor, spec: RunSpec) -> Tensor:
     """Logits of uint8 images [N, 3, H, W] as they are, in evaluation mode: float32 [N, C]."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     out = []
     for batch in images.split(EVAL_BATCH):
-        x = data.normalise(batch)
+        x = data.normalise(batch.to(device))
         with autocast(spec, x.device):
             out.append(model(x).float())
     model.train(was_training)
@@ -165,18 +206,18 @@ class Trainer:
         self,
         spec: RunSpec,
         data: LongTailed,
-        objective: nn.Module,
+        objective: Objective,
         teacher: Teacher | None,
-        padded: Tensor,
+        feed: Feed,
         checkpoint: Path,
     ) -> None:
         self.spec, self.data, self.teacher = spec, data, teacher
-        self.device, self.padded, self.checkpoint = padded.device, padded, checkpoint
+        self.device, self.feed, self.checkpoint = feed.device, feed, checkpoint
         self.model = initial_model(spec, len(data.class_names)).to(self.device)
         self.objective = objective.to(self.device)
-        self.labels = data.train_labels.to(self.device)
-        self.test = data.test_images.to(self.device), data.test_labels.to(self.device)
-        self.parameters = list(self.model.parameters())
+        self.labels, self.test_labels = (
+            data.train_labels.to(self.device), data.test_labels.to(self.device))  # fmt: skip
+        self.parameters = [*self.model.parameters(), *objective.parameters()]
         self.optimizer = torch.optim.SGD(self.parameters, lr=spec.lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
         self.steps = (
@@ -186,6 +227,7 @@ class Trainer:
             raise ValueError(
                 f"batch = {spec.batch}: the training set has only {len(self.labels)} images"
             )
+        self.predicted = self.test_labels  # class ids at the last evaluation, once there was one
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.at = _Position()
         self._resume()
@@ -201,11 +243,18 @@ class Trainer:
             self.optimizer.state[p]["momentum_buffer"] = (
                 torch.empty_like(p).copy_(tensors.pop(f"momentum.{i}"))
             )  # fmt: skip
+        own = [key for key in tensors if key.startswith("objective.")]
+        self.objective.load_state_dict(
+            {key.removeprefix("objective."): tensors.pop(key) for key in own}
+        )
         self.model.load_state_dict(tensors)
 
     def save(self) -> None:
         """A whole checkpoint or none."""
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        state = self.model.state_dict() | {
+            f"objective.{k}": v for k, v in self.objective.state_dict().items()
+        }
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
         tensors["sums"] = self.sums.cpu()
         for i, p in enumerate(self.parameters):
             tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
@@ -216,12 +265,13 @@ class Trainer:
             self.at.seconds = time.monotonic() - began
             self.save()
 
-    def _step(self, index: Tensor, view: Tensor, weight: float) -> None:
-        x = self.data.normalise(self.data.views.take(self.padded, index, view))
+    def _step(self, x: Tensor, index: Tensor, weight: float) -> None:
+        told = self.teacher.answer(x, index) if self.teacher else None
         with autocast(self.spec, self.device):
-            logits = self.model(x)
-        told = self.teacher.logits(index, view) if self.teacher else None
-        label, distil = self.objective(logits.float(), told, self.labels[index])
+            logits, own = answer(
+                self.model, x, self.objective.entry.compares, pre_activation(self.spec)
+            )
+            label, distil = self.objective(logits, own, told, self.labels[index])
         loss = label + weight * distil
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -234,7 +284,7 @@ class Trainer:
 
     def train(self, stop: Callable[[], bool], tell: Callable[[Progress], None]) -> Trained:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
-        spec, method, end = self.spec, METHODS[self.spec.method], self.steps * self.spec.epochs
+        spec, end = self.spec, self.steps * self.spec.epochs
         began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
         started = time.monotonic()
         self.model.train()
@@ -251,11 +301,12 @@ class Trainer:
                 except Stopped:
                     self._pause(began)
                     raise
-            for index in batches[self.at.step % self.steps :]:
+            todo = batches[self.at.step % self.steps :]
+            for index, x in zip(todo, self.feed.batches(todo, view), strict=True):
                 if stop():
                     self._pause(began)
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
-                self._step(index, view[index], ramp(method, epoch, spec.epochs))
+                self._step(x, index, self.objective.ramp(epoch, spec.epochs))
                 self.at.step += 1
                 if self.at.step % self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.at.seconds = time.monotonic() - began
@@ -273,7 +324,7 @@ class Trainer:
                 self.at.seconds = now - began
                 self.save()
                 saved = now
-        predictions = predict(self.model, self.data, self.test[0], spec).argmax(1).cpu().numpy()
+        predictions = self.predicted.cpu().numpy()
         seconds = time.monotonic() - began
         state, rate = half_weights(self.model), end * spec.batch / seconds
         return Trained(state, predictions.astype(np.int16), self.at.history, seconds, rate)
@@ -294,9 +345,11 @@ class Trainer:
         if last:  # what is kept is what is measured: the saved weights are rounded first
             self.model.load_state_dict({k: v.float() for k, v in half_weights(self.model).items()})
         if last or epoch % self.spec.eval_every == 0:
-            logits = predict(self.model, self.data, self.test[0], self.spec)
-            hit = logits.argmax(1) == self.test[1]
-            correct = torch.bincount(self.test[1][hit], minlength=len(self.data.class_names))
+            self.predicted = predict(
+                self.model, self.data, self.data.test_images, self.spec
+            ).argmax(1)
+            hit = self.test_labels[self.predicted == self.test_labels]
+            correct = torch.bincount(hit, minlength=len(self.data.class_names))
             row["correct"] = correct.tolist()
         self.at.history.append(row)
-        return 100 * sum(row["correct"]) / len(self.test[1]) if "correct" in row else None
+        return 100 * sum(row["correct"]) / len(self.test_labels) if "correct" in row else None

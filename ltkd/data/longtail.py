@@ -1,5 +1,6 @@
 """The exponential long tail (Cui et al., CVPR 2019) cut out of a balanced training set."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..files import canonical, data_root, sha256
 from ..groups import class_groups
+from ..params import FILE_SETS, Images
 from .sources import source, source_sha256
 from .views import Views
 
@@ -84,6 +86,14 @@ class LongTailed:
         """Class groups by training count, 0 = head: LongTensor [C]."""
         return class_groups(self.counts, n)
 
+    def seen(self, index: Tensor, view: Tensor) -> Tensor:
+        """Training images ``index`` [B], each in its ``view`` [B]: uint8 [B, 3, H, W]."""
+        padded = self.views.pad(self.train_images[index])
+        return self.views.take(padded, torch.arange(len(index)), view)
+
+    def feed(self, device: torch.device) -> "Feed":
+        return Feed(self, device)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last."""
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * 255
@@ -91,16 +101,48 @@ class LongTailed:
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+class Feed:
+    """Training images as a network sees them, on its device: the whole set lies there as uint8."""
+
+    def __init__(self, data: LongTailed, device: torch.device) -> None:
+        self.data, self.device = data, device
+        self.padded = data.views.pad(data.train_images).to(device)
+
+    def take(self, index: Tensor, view: Tensor) -> Tensor:
+        """The images ``index`` [B] in ``view`` [B]: float32 [B, 3, H, W], normalised."""
+        return self.data.normalise(self.data.views.take(self.padded, index, view))
+
+    def batches(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor]:
+        """``take`` of each batch in turn; view: the view of every training image [N]."""
+        return (self.take(index, view[index]) for index in indices)
+
+
 def fingerprint(name: str) -> str:
-    """SHA-256 that stands for the data set before its tail is cut; the cut is in the run's spec."""
-    return source_sha256(name)
+    """SHA-256 that stands for a built-in set before its tail is cut; the cut is in the run's spec.
+
+    Sets of image files have theirs in the spec, see ``resolve``; here they have their name.
+    """
+    return name if name in FILE_SETS else source_sha256(name)
+
+
+def resolve(
+    name: str, images: Images | None, root: str | Path | None = None, strict: bool = True
+) -> Images | None:
+    """``images`` with what was left out, sha256 included; None for sets without image files.
+
+    Raises DataError when the files are missing; not strict: sha256 stays None then.
+    """
+    if name not in FILE_SETS:
+        return None
+    raise NotImplementedError
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, gamma: float, split_seed: int, root: Path) -> LongTailed:
+def _load(name: str, gamma: float | None, split_seed: int, root: Path) -> LongTailed:
     found = source(name, root)
     images, labels = found.train
     classes = len(found.class_names)
+    assert gamma is not None
     counts = long_tailed_counts(int(np.bincount(labels).min()), classes, gamma)
     kept = long_tailed_indices(labels, counts, split_seed)
     return LongTailed(
@@ -111,10 +153,16 @@ def _load(name: str, gamma: float, split_seed: int, root: Path) -> LongTailed:
 
 
 def load(
-    name: str, gamma: float, split_seed: int = 0, root: str | Path | None = None
+    name: str,
+    gamma: float | None,
+    split_seed: int = 0,
+    root: str | Path | None = None,
+    images: Images | None = None,
 ) -> LongTailed:
     """The long-tailed version of a data set. n_max is the smallest class's size in the full set.
 
+    gamma   the imbalance factor; None: the classes as large as they are (sets of image files)
+    images  which files, for a set of image files
     Raises DataError when files are missing or damaged.
     """
     return _load(name, gamma, split_seed, data_root(root))

@@ -16,7 +16,8 @@ class CATKDLoss(nn.Module):
     normalize     divide each pooled map by its L2 norm over H and W (at least 1e-12)
     returns       scalar, float32 or float64
 
-    The official networks have no classifier bias; here the maps leave it out (`class_maps`).
+    The official networks have no classifier bias; here the maps leave it
+    out (`ltkd.models.class_activation_maps`).
     """
 
     def __init__(self, beta: float, pool: int, normalize: bool) -> None:
@@ -39,12 +40,3 @@ class CATKDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, pool={self.pool}, normalize={self.normalize}"
-
-
-def class_maps(features: Tensor, weight: Tensor) -> Tensor:
-    """Class activation maps [B, C, H, W]: the classifier as a 1x1 convolution, without its bias.
-
-    features  [B, D, H, W] the last feature map, whose spatial mean the classifier sees
-    weight    [C, D] of the classifier: logits = mean over H and W of the maps + bias
-    """
-    return F.conv2d(features, weight[:, :, None, None])

@@ -423,7 +423,7 @@ def batches(study: Any, pair: Any) -> pd.DataFrame:
     (model, _), data = study.teacher(pair), study.data()
     kinds = {"balanced": (data.test_images, data.test_labels),
              "long-tailed": (data.train_images, data.train_labels)}  # fmt: skip
-    groups, t = data.groups(3), study.parameters.temperature
+    groups, t = data.groups(3), study.temperature
     return pd.concat([teacher_mass(study.logits(model, images), labels, groups, kind, temperature=t)
                       for kind, (images, labels) in kinds.items()], ignore_index=True)  # fmt: skip
 
