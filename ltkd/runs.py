@@ -68,7 +68,7 @@ class RunRecord:
 
 
 class Store:
-    """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/<teacher id>/."""
+    """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/, splits/."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -129,6 +129,21 @@ class Store:
         values = json.loads(json.dumps(values))
         sealed = values | {"sha256": files.sha256(files.canonical(values))}
         files.write_atomic(folder / "record.json", json.dumps(sealed, indent=1) + "\n")
+
+    def keep_split(self, indices: np.ndarray) -> str:
+        """Save which training images were drawn, once for all runs that share them.
+
+        splits/<first 16 digits of the result>.npy: int64 [N], sorted positions in the whole
+        training set. Returns the SHA-256 of their little-endian bytes.
+        """
+        indices = indices.astype("<i8")
+        name = files.sha256(indices.tobytes())
+        path = self.folder / "splits" / f"{name[:16]}.npy"
+        if not path.exists():
+            buffer = io.BytesIO()
+            np.save(buffer, indices, allow_pickle=False)
+            files.write_atomic(path, buffer.getvalue())
+        return name
 
     def load_model(self, spec: RunSpec) -> nn.Module:
         """The trained network of a finished run, fp32, in evaluation mode."""
@@ -218,7 +233,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         "data": {"title": data.title, "sha256": data.sha256, "counts": data.counts.tolist(),
                  "class_names": data.class_names,
                  "test_counts": data.test_labels.bincount().tolist(),
-                 "split_sha256": files.sha256(data.indices.astype("<i8").tobytes())},
+                 "split_sha256": store.keep_split(data.indices)},
     }  # fmt: skip
     blobs, model_bytes = {}, None
     try:

@@ -35,15 +35,19 @@ def views_of_epoch(data: LongTailed, seed: int, epoch: int) -> Tensor:
 def answer(
     model: nn.Module, x: Tensor, compares: Compared, pre_activation: bool = False
 ) -> tuple[Tensor, Any]:
-    """Logits float32 [B, C] and what a loss compares: they, class activation maps or features."""
-    if compares == "maps":
-        logits, maps = forward_maps(model, x)
-        return logits.float(), maps.float()
+    """Logits [B, C], float32 or more, and what a loss compares: they, maps or features."""
     if compares == "features":
         logits, features = forward_features(model, x, pre_activation)
-        return logits.float(), features
-    logits = model(x).float()
+        return _raised(logits), features
+    if compares == "maps":
+        logits, maps = forward_maps(model, x)
+        return _raised(logits), maps
+    logits = _raised(model(x))
     return logits, logits
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Teacher:
@@ -65,7 +69,7 @@ class Teacher:
     def _ask(self, x: Tensor) -> Any:
         with autocast(self.spec, x.device):
             told = answer(self.model, x, self.compares, pre_activation=True)[1]
-        return F.adaptive_avg_pool2d(told, self.pool) if self.pool else told
+        return F.adaptive_avg_pool2d(_raised(told), self.pool) if self.pool else told
 
     def begin_epoch(
         self, seed: int, epoch: int, view: Tensor, stop: Callable[[], bool] = lambda: False

@@ -22,12 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from ltkd import files
 from ltkd.data import load
 from ltkd.losses import KDLoss, LTKDLoss
-from ltkd.methods import METHODS
 from ltkd.models import create_model
 from ltkd.params import RunSpec
 from ltkd.runs import pick_device
 from ltkd.teacher import Teacher, views_of_epoch
-from ltkd.train import Trainer
+from ltkd.train import Trainer, initial_objective
 
 
 def seconds(work, device):
@@ -74,18 +73,18 @@ def plain(data, teacher, student, batch, workers, device):
 
 def ours(spec, data, model, device, folder):
     """Steps of the library's trainer; with a folder the teacher is a table, filled beforehand."""
-    groups = data.groups(spec.groups).tolist() if spec.groups else None
-    objective = METHODS[spec.method].build(spec.method_args, data.counts.tolist(), groups)
-    padded = data.views.pad(data.train_images).to(device)
-    teacher = Teacher(model, spec, data, padded, folder) if spec.teacher else None
-    trainer = Trainer(spec, data, objective, teacher, padded, Path("/nonexistent"))
+    feed = data.feed(device)
+    teacher = Teacher(model, spec, feed, folder) if spec.teacher else None
+    trainer = Trainer(
+        spec, data, initial_objective(spec, data), teacher, feed, Path("/nonexistent")
+    )
     view = views_of_epoch(data, spec.seed, 1).to(device)
     if teacher:
         teacher.begin_epoch(spec.seed, 1, view)
     trainer.model.train()
     while True:
         for index in torch.randperm(len(view)).to(device).split(spec.batch)[:-1]:
-            trainer._step(index, view[index], 1.0)
+            trainer._step(feed.take(index, view[index]), index, 1.0)
             yield
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from ltkd import run
 from ltkd.data import load
@@ -13,7 +14,14 @@ from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.params import RunSpec
 from ltkd.runs import Store
-from ltkd.train import Stopped, half_weights, initial_model, learning_rate, predict, ramp
+from ltkd.train import (
+    Stopped,
+    half_weights,
+    initial_model,
+    initial_objective,
+    learning_rate,
+    predict,
+)
 
 COUNTS = [50, 30, 12, 5, 3]
 
@@ -53,17 +61,18 @@ def test_outer_weights_and_adjustments_are_the_formulas(batch):
         "balanced_softmax_kd_biased": (balanced, biased),
     }  # fmt: skip
     for name, (label, distil) in expected.items():
-        got = objective(name)(z_s, z_t, y)
+        got = objective(name)(z_s, z_s, z_t, y)
         assert torch.allclose(got[0], label, atol=1e-7), name  # the counts' logs are kept in fp32
         assert torch.allclose(got[1], distil, atol=1e-6), name
-    assert set(METHODS) - set(expected) == {"dkd", "dist"}  # their losses have tests of their own
+    own = {"dkd", "dist", "catkd", "reviewkd"}  # their losses have tests of their own
+    assert set(METHODS) - set(expected) == own
 
 
 def test_balanced_softmax_is_logit_adjusted_cross_entropy(batch):
     z_s, _, y = batch
     n = torch.tensor(COUNTS, dtype=torch.float64)
     menon = F.cross_entropy(z_s + 1.0 * (n / n.sum()).log(), y)  # tau = 1
-    assert torch.allclose(objective("balanced_softmax")(z_s, None, y)[0], menon, atol=1e-7)
+    assert torch.allclose(objective("balanced_softmax")(z_s, z_s, None, y)[0], menon, atol=1e-7)
 
 
 def test_a_prior_needs_an_image_of_every_class():
@@ -98,10 +107,11 @@ def test_slow_learners_train_at_a_fifth(tiny):
 
 
 def test_warm_up_is_a_fraction_of_the_schedule():
-    assert [ramp(METHODS["dkd"], e, 240) for e in (1, 10, 20, 240)] == [1 / 20, 0.5, 1, 1]
-    assert [ramp(METHODS["dkd"], e, 24) for e in (1, 2, 3)] == [0.5, 1, 1]
-    assert ramp(METHODS["dkd"], 1, 6) == 1
-    assert ramp(METHODS["ltkd"], 1, 240) == 1
+    dkd = objective("dkd")
+    assert [dkd.ramp(e, 240) for e in (1, 10, 20, 240)] == [1 / 20, 0.5, 1, 1]
+    assert [dkd.ramp(e, 24) for e in (1, 2, 3)] == [0.5, 1, 1]
+    assert dkd.ramp(1, 6) == 1
+    assert objective("ltkd").ramp(1, 240) == objective("dkd", warmup=0.0).ramp(1, 240) == 1
 
 
 def test_methods_start_from_the_same_student_and_seeds_differ(tiny):
@@ -129,11 +139,13 @@ class CutEvery:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("source", ["table", "live"])
-def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, precision, source):
-    spec = tiny(
-        method="ltkd", teacher="resnet8", groups=3, precision=precision, teacher_source=source
-    )
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [("ltkd", "table"), ("ltkd", "live"), ("catkd", "table"), ("reviewkd", "live")],
+)
+def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, method, precision, source):
+    spec = tiny(method=method, teacher="resnet8", groups=3 if method == "ltkd" else None,
+                precision=precision, teacher_source=source)  # fmt: skip
     whole = run(spec, outputs=tmp_path / "whole")
     cuts = 0
     while True:
@@ -149,10 +161,11 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, precision, so
     assert not list((tmp_path / "pieces").rglob("checkpoint*"))
 
 
-def test_table_and_live_teacher_give_the_same_loss_to_rounding(tmp_path, tiny):
+@pytest.mark.parametrize("method", ["kd", "catkd"])
+def test_table_and_live_teacher_give_the_same_loss_to_rounding(tmp_path, tiny, method):
     first = {}
     for source in ("table", "live"):
-        spec = tiny(method="kd", teacher="resnet8", epochs=1, teacher_source=source)
+        spec = tiny(method=method, teacher="resnet8", epochs=1, teacher_source=source)
         first[source] = run(spec, outputs=tmp_path).values["history"][0]["distillation_loss"]
     assert math.isclose(first["table"], first["live"], rel_tol=1e-3)
 
@@ -170,6 +183,33 @@ def test_the_teacher_is_untouched_and_its_file_gives_its_record(tmp_path, tiny):
     assert (seen.numpy() == record.predictions()).all()
     hit = data.test_labels[seen == data.test_labels].bincount(minlength=10)
     assert hit.tolist() == record.correct().tolist()
+
+
+def test_the_fusion_of_reviewkd_trains_and_is_not_in_the_student(tmp_path, tiny):
+    spec = tiny(method="reviewkd", teacher="resnet8", teacher_source="live", seed=3)
+    data, teacher = load("digits", 20.0), initial_model(tiny(), 10)
+    first, again, other = (
+        initial_objective(spec.model_copy(update={"seed": seed}), data, teacher)
+        for seed in (3, 3, 4)
+    )
+
+    def weights(objective):
+        return torch.cat([p.flatten() for p in objective.parameters()])
+
+    assert torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+    with pytest.raises(Stopped):
+        run(spec, outputs=tmp_path, stop=CutEvery(12))
+    run_folder = Store(tmp_path).run_folder(spec)
+    with pytest.raises(Stopped):  # the first call may have been spent on the teacher
+        run(spec, outputs=tmp_path, stop=CutEvery(12))
+    state = load_file(run_folder / "checkpoint.safetensors")
+    trained = state["objective.term.fusions.0.project.0.weight"]
+    assert not torch.equal(trained, first.term.fusions[0].project[0].weight)
+    record = run(spec, outputs=tmp_path)
+    assert all(math.isfinite(row["loss"]) for row in record.values["history"])
+    saved = load_file(Store(tmp_path).model_path(spec))
+    assert set(saved) == set(initial_model(spec, 10).state_dict())
 
 
 def test_half_weights_keep_vectors_whole():

@@ -3,9 +3,8 @@
 import literal
 import pytest
 import torch
-from torch import nn
 
-from ltkd.losses import CATKDLoss, class_maps
+from ltkd.losses import CATKDLoss
 
 
 def maps(student: tuple[int, ...], teacher: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,14 +38,6 @@ def test_normalised_maps_ignore_their_scale() -> None:
     torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
     torch.testing.assert_close(CATKDLoss(3, 2, True)(s, t), 3 * a)
     assert CATKDLoss(1, 2, True)(s, s.detach()) == 0
-
-
-def test_spatial_mean_of_the_maps_and_bias_are_the_logits() -> None:
-    classifier = nn.Linear(16, 10).double()
-    features = torch.randn(4, 16, 5, 3, dtype=torch.float64)
-    logits = classifier(features.mean((2, 3)))
-    recovered = class_maps(features, classifier.weight).mean((2, 3)) + classifier.bias
-    torch.testing.assert_close(recovered, logits, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -1,0 +1,85 @@
+"""Every pair of the paper with every method takes real steps, and learns what it is shown."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltkd.data import LongTailed, Views
+from ltkd.methods import METHODS
+from ltkd.models import classifier, create_model
+from ltkd.params import RunSpec, live_teacher
+from ltkd.teacher import Teacher
+from ltkd.train import Trainer, initial_objective
+
+PAIRS = ["resnet32x4-resnet8x4", "resnet32x4-shufflenetv1", "vgg13-vgg8", "vgg13-mobilenetv2",
+         "wrn_40_2-wrn_40_1", "wrn_40_2-shufflenetv1", "resnet50-mobilenetv2",
+         "resnet34_imagenet-resnet18_imagenet", "resnet50_imagenet-mobilenetv1"]  # fmt: skip
+B = CLASSES = 8
+
+
+def eight_images() -> LongTailed:
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (B, 3, 32, 32), generator=g).to(torch.uint8)
+    labels = torch.arange(B)
+    return LongTailed("cifar100", "Eight", 1.0, list("abcdefgh"), torch.ones(B, dtype=torch.long),
+                      np.arange(B), images, labels, images[:2], labels[:2], Views(0, False),
+                      (0.5,) * 3, (0.25,) * 3, "0" * 64)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher_of():
+    """Random teachers whose classifier is solved in closed form, so that they know the images."""
+    made: dict[str, nn.Module] = {}
+
+    @torch.no_grad()
+    def get(name: str) -> nn.Module:
+        if name not in made:
+            torch.manual_seed(0)
+            model, data, seen = create_model(name, CLASSES), eight_images(), []
+            x = data.normalise(data.train_images)
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = None  # its statistics become those of this batch
+            model.train()(x)
+            head = classifier(model)
+            hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+            model.eval()(x)
+            hook.remove()
+            wanted = 4 * torch.eye(CLASSES, dtype=torch.float64)[data.train_labels]
+            head.weight.copy_((torch.linalg.pinv(seen[0]) @ wanted).T)
+            head.bias.zero_()
+            assert torch.equal(model(x).argmax(1), data.train_labels)
+            made[name] = model
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "teacher"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_with_every_method_learns_one_batch(pair, method, teacher_of, tmp_path):
+    name, student = pair.split("-")
+    about, data = METHODS[method], eight_images()
+    with_teacher = {"teacher": name, "teacher_source": "live"} if about.loss else {}
+    args = {"warmup": 0.0} if "warmup" in about.args else {}
+    spec = RunSpec(dataset="cifar100", gamma=1.0, student=student, method=method, method_args=args,
+                   groups=3 if about.uses_groups else None, epochs=20, batch=B, lr=0.05,
+                   schedule="one_cycle", clip_norm=5, eval_every=20, **with_teacher)  # fmt: skip
+    assert live_teacher(method, "cifar100", None) == (method == "reviewkd")
+    model = teacher_of(name) if about.loss else None
+    before = {k: v.clone() for k, v in model.state_dict().items()} if model else {}
+    feed = data.feed(torch.device("cpu"))
+    teacher = Teacher(model, spec, feed, None) if model else None
+    objective = initial_objective(spec, data, model)
+    trainer = Trainer(spec, data, objective, teacher, feed, tmp_path / "checkpoint")
+    done = trainer.train(lambda: False, lambda _: None)
+    assert all(math.isfinite(row["loss"]) for row in done.history)
+    assert done.history[-1]["label_loss"] < 0.5 * done.history[0]["label_loss"]
+    if about.loss:
+        assert done.history[0]["distillation_loss"] > 0
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), f"the teacher's {key} moved"
+    assert set(done.state) == set(create_model(student, CLASSES).state_dict())
