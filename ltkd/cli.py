@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from . import __version__
 from .files import ROOT, Stopped, outputs_root
 from .methods import METHODS
-from .params import ParameterError, check, load_spec, nearest, read_yaml
+from .params import ParameterError, _Loader, check, load_spec, nearest, read_yaml
 from .params import StudyParameters as Parameters
 
 if TYPE_CHECKING:
@@ -91,12 +93,22 @@ def _arguments() -> argparse.ArgumentParser:
                 "--budget", type=_budget, help="stop cleanly after this time: 90s, 9m, 1.5h"
             )
 
+    def override(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+            help="a parameter in place of the file's, such as -p seeds '[0]'; may stand repeatedly",
+        )  # fmt: skip
+
     run = add("run", "make a study's runs side by side, then its reports", _run)
     run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
     run.add_argument("--only", help="of the reports only this one, by its number: 03")
     run.add_argument(
         "--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads"
     )
+    run.add_argument(
+        "--dry-run", action="store_true", help="list the runs and time a few steps; make nothing"
+    )
+    override(run)
     where(run)
     train = add("train", "make one run from a spec file", _train)
     train.add_argument("spec", type=Path, help="YAML file with the fields of ltkd.RunSpec")
@@ -108,6 +120,7 @@ def _arguments() -> argparse.ArgumentParser:
     data.add_argument("--root", type=Path, help="data root (else LTKD_DATA, else data/)")
     status = add("status", "what of a study is there, in flight and left", _status)
     status.add_argument("parameters", type=Path)
+    override(status)
     where(status, work=False)
     add("methods", "list the methods and their arguments", _methods)
     return parser
@@ -141,20 +154,39 @@ def _notebooks(only: str | None) -> list[Path]:
     return chosen
 
 
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ParameterError(f"-p {key} {text!r}: not plain YAML: {why}") from None
+
+
 def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
-    values = read_yaml(given.parameters)
-    check(Parameters, values, str(given.parameters))
+    values, source = read_yaml(given.parameters), str(given.parameters)
+    for key, text in given.p:
+        if f"{source} ".count(f" -p {key} "):
+            raise ParameterError(f"-p {key}: stands there twice; keep one")
+        source += f" -p {key}"
+        values[key] = _value(key, text)
+    check(Parameters, values, source)
     from .study import Study
 
     root = getattr(given, "data_root", None) or values.pop("data_root", None)
     if root:
         values["data_root"] = str(Path(root).expanduser().resolve())
-    return Study(outputs=given.outputs, source=str(given.parameters), **values), values
+    return Study(outputs=given.outputs, source=source, **values), values
 
 
 def _run(given: argparse.Namespace) -> int:
     notebooks = _notebooks(given.only)
     study, values = _study(given)
+    if given.dry_run:
+        from .estimate import report
+
+        for line in report(study, given.jobs):
+            print(line, flush=True)
+        return 0
     stop, began = Stop(given.budget), time.monotonic()
     out = study.make(jobs=given.jobs, stop=stop)
     diverged = [record for record in out.records.values() if record.diverged]

@@ -19,6 +19,7 @@ method: student
 epochs: {}
 schedule: one_cycle
 """
+TINY = "name: tiny\nseeds: [0]\nepochs: 1\nablations: [baseline]\ngroup_counts: [3]\n"
 LTKD = [sys.executable, "-m", "ltkd.cli"]
 
 
@@ -84,6 +85,25 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
         (["run", "params/quick.yaml", "--budget", "soon"], "should be a time such as 90s"),
         (["run", "params/quick.yaml", "--job", "2"], "unrecognized arguments"),
         (["train", "params/quick.yaml"], "unknown key"),
+        (
+            ["run", "params/quick.yaml", "-p", "seedss", "[0]"],
+            "params/quick.yaml -p seedss: seedss: unknown key. Did you mean 'seeds'?",
+        ),
+        (
+            ["run", "params/quick.yaml", "-p", "seeds", "0", "-p", "lr", "fast"],
+            "-p seeds -p lr: seeds = 0: input should be a valid list",
+        ),
+        (["status", "params/quick.yaml", "-p", "seeds", "[0"], "-p seeds '[0': not plain YAML"),
+        (["run", "params/quick.yaml", "-p", "lr", "!!python/none x"], "not plain YAML"),
+        (
+            ["run", "params/quick.yaml", "-p", "lr", "1", "-p", "lr", "2"],
+            "-p lr: stands there twice",
+        ),
+        (
+            ["run", "params/quick.yaml", "-p", "group_pairs", "[vgg13-vgg8]"],
+            "unknown pair in group_pairs: 'vgg13-vgg8'",
+        ),
+        (["run", "params/quick.yaml", "-p", "seeds"], "expected 2 arguments"),
         (["data", "check", "cifar100", "--root", "nowhere"], "ltkd data prepare cifar100"),
         (["data", "check", "mnist"], "invalid choice: 'mnist'"),
         (["fly"], "invalid choice: 'fly'"),
@@ -123,6 +143,66 @@ def test_status_and_methods(tmp_path, capsys):
     assert "0 of 15 runs are there" in capsys.readouterr().out
     assert cli.main(["methods"]) == 0
     assert "balanced_softmax_kd_adjusted" in capsys.readouterr().out
+
+
+def test_a_parameter_of_the_command_goes_over_the_files(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: study\nseeds: [0]\n")
+    over = ["-p", "seeds", "[0, 7]", "-p", "gammas", "[10]", "-p", "lr", "1e-2"]
+    given = cli._arguments().parse_args(["run", str(path), "--outputs", str(tmp_path), *over])
+    study, values = cli._study(given)
+    # ``values`` are what the notebooks get.
+    assert values == {"name": "study", "seeds": [0, 7], "gammas": [10], "lr": 0.01}
+    assert {spec.lr for _, spec in study.specs()} == {0.01}
+    assert cli.main(["status", str(path), "--outputs", str(tmp_path), *over]) == 0
+    said = capsys.readouterr().out
+    assert "0 of 29 runs are there" in said
+    assert "kd resnet20-resnet8 gamma 10 seed 7: not begun" in said
+
+
+def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
+    path, outputs = tmp_path / "tiny.yaml", tmp_path / "o"
+    path.write_text(TINY + "methods: [student, kd, dkd, reviewkd, catkd]\n")
+    call = ["run", str(path), "--outputs", str(outputs), "--jobs", "2"]
+    assert cli.main([*call, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny: 0 of 7 runs are there" in said
+    assert re.search(r"^  kd +resnet20-resnet8 +20 +0 +0 +1  \d", said, re.M)
+    assert re.search(r"^  ltkd +resnet20-resnet8 +20 +0 +0 +1  \d", said, re.M)
+    for kind in ("resnet8", "resnet8, logits", "resnet8, maps", "resnet8 with resnet20, features"):
+        assert re.search(rf"^  {kind}, batch 32 +\d+\.\d ms a step", said, re.M), kind
+    assert "Measured here, on c" in said
+    assert "7 runs are left" in said
+    assert "2 side by side" in said
+    assert not outputs.exists()
+
+
+def test_a_dry_run_of_what_is_done_measures_nothing(tmp_path, capsys, monkeypatch):
+    from ltkd import estimate
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + "methods: [student, kd]\n")
+    given = cli._arguments().parse_args(["run", str(path), "--outputs", str(tmp_path / "o")])
+    study, _ = cli._study(given)
+    assert not study.make(quiet=True, jobs=1).failed
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")}
+    monkeypatch.setattr(estimate, "stand_in", None)
+    assert cli.main(["run", str(path), "--outputs", str(tmp_path / "o"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny: 4 of 4 runs are there" in said
+    assert "ms a step" not in said
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("name", "images"), [("cifar100", 10_847), ("tiny_imagenet", 21_549)])
+def test_a_dry_run_knows_how_many_images_a_set_has_without_it(tmp_path, name, images):
+    from ltkd.estimate import size_of
+    from ltkd.params import RunSpec
+
+    spec = RunSpec(dataset=name, gamma=100.0, student="vgg8", method="student", epochs=1, batch=64,
+                   lr=0.1)  # fmt: skip
+    about = size_of(spec, str(tmp_path / "none"))
+    assert (sum(about.counts), about.tests) == (images, 10_000)
 
 
 def test_data_check_digits(capsys):
