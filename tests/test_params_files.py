@@ -1,0 +1,69 @@
+"""The shipped parameter files: valid with no data there, and as many runs as their heads say."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ltkd.cli import _arguments, _study
+from ltkd.params import load_parameters, recipe_of
+from ltkd.pool import with_teachers
+from ltkd.study import Study
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "params").glob("*.yaml"))
+# Counted by hand. Seven pairs have 4 teachers and 5 students. Two methods need no teacher (student,
+# balanced_softmax), so they run once a student; twelve run once a pair. Of the ablation's five
+# cells KD and LTKD are there already, and so is LTKD with three groups.
+RUNS = {
+    "cifar100_lt": 4 * 3 + 2 * 5 * 3 * 3 + 12 * 7 * 3 * 3 + 3 * 6 * 3 * 3 + 7 * 4 * 3 * 3,
+    "tiny_imagenet_lt": 4 * 3 + 2 * 5 * 3 * 3 + 12 * 7 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
+    "cifar10_lt": 3 * 3 + 2 * 3 * 3 * 3 + 12 * 3 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
+    "imagenet_lt": 2 * 3 + 2 * 2 * 3 + 12 * 2 * 3 + 1 * 1 * 3 + 1 * 1 * 3,
+    # One teacher; 2 methods without and 6 with it, 3 cells, groups 1, 5 and 10; five seeds.
+    "quick": 1 + (2 + 6 + 3 + 3) * 5,
+}
+
+
+def runs(**parameters):
+    return with_teachers([spec for _, spec in Study(**parameters).specs()])
+
+
+@pytest.fixture(autouse=True)
+def no_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTKD_DATA", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_file_makes_its_specs_without_data(path, tmp_path):
+    values = load_parameters(path).model_dump()
+    specs = runs(outputs=tmp_path, **values)
+    assert len(specs) == RUNS.get(path.stem, len(specs))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])
+def test_the_papers_files_have_its_recipe_and_say_how_many_runs_they_make(name):
+    path = ROOT / "params" / f"{name}.yaml"
+    values = load_parameters(path).model_dump()
+    head = path.read_text().split("\nname:")[0]
+    assert f"#   runs       {RUNS[name]}: " in head
+    assert f"#   command    ltkd run params/{name}.yaml" in head
+    for spec in runs(**values):
+        recipe = recipe_of(spec.dataset, spec.method)
+        known = spec.epochs, spec.schedule, spec.precision, spec.clip_norm, spec.weight_decay
+        assert known == (recipe.epochs, "steps", "bf16", None, recipe.weight_decay)
+        if spec.method != "teacher":
+            assert (spec.batch, spec.lr) == (recipe.batch, recipe.lr)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])
+def test_the_smaller_study_of_the_head_has_as_many_runs_as_it_says(name):
+    path = ROOT / "params" / f"{name}.yaml"
+    text = " ".join(re.findall(r"#   smaller +(.*?)name:", path.read_text(), re.S)[0].split("\n#"))
+    command, number = re.fullmatch(r"ltkd (.*?)\s+\((\d+) runs\)\s*", text).groups()
+    words = shlex.split(command)
+    words[1] = str(ROOT / words[1])
+    study, _ = _study(_arguments().parse_args(words))
+    assert len(with_teachers([spec for _, spec in study.specs()])) == int(number)
