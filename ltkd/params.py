@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "digits": Recipe(10, 40, batch=32),
+    "digits": Recipe(10, 25, batch=32),
     "cifar10": Recipe(10, 240),
     "cifar100": Recipe(100, 240),
     "tiny_imagenet": Recipe(200, 240),
@@ -285,7 +285,7 @@ class StudyParameters(_Strict):
     images: Annotated[Images | None, Field(
         description="of a set of image files: {'folder': ..., 'size': 32, 64 or 224, ...}")] = None
     gammas: Annotated[list[Imbalance | None], Field(min_length=1,
-        description="imbalance factors: largest over smallest class; None: classes as they are")] = [20.0]
+        description="largest over smallest class; None: classes as they are")] = [20.0]
     pairs: Annotated[list[str], Field(min_length=1, description="teacher-student, by network names")] = ["resnet20-resnet8"]
     methods: Annotated[list[str], Field(min_length=1, description="what is compared; `ltkd methods` lists all")] = [
         "student", "kd", "ltkd", "kd_ce1", "kd_adjusted", "balanced_softmax",
@@ -294,10 +294,10 @@ class StudyParameters(_Strict):
         description="one run each: initialisation, order and views of the student")] = [0, 1, 2, 3, 4]
     split_seed: Annotated[Seed, Field(description="which images are kept")] = 0
     teacher_seed: Annotated[Seed, Field(description="the one teacher that all students share")] = 0
-    epochs: Annotated[int | None, Field(ge=1, le=10_000, description="None: the data set's own (digits 40, CIFAR 240)")] = None
-    batch: Annotated[int | None, Field(ge=2, le=65_536, description="None: the data set's own (digits 32, CIFAR 64)")] = None
-    lr: Annotated[Positive | None, Field(description="peak learning rate; None: the data set's own (0.05)")] = None
-    schedule: Annotated[Schedule, Field(description="steps: x 0.1 at 5/8, 6/8, 7/8 of the epochs; or one_cycle")] = "one_cycle"
+    epochs: Annotated[int | None, Field(ge=1, le=10_000, description="None: the data set's own (digits 25, ImageNet 100, else 240)")] = None
+    batch: Annotated[int | None, Field(ge=2, le=65_536, description="None: the data set's own (digits 32, ImageNet 512 or 256)")] = None
+    lr: Annotated[Positive | None, Field(description="peak rate; None: the data set's own (0.05; ImageNet 0.2 or 0.1)")] = None
+    schedule: Annotated[Schedule, Field(description="one_cycle; or steps: x 0.1 at the recipe's epochs")] = "one_cycle"
     clip_norm: Annotated[Positive | None, Field(description="clip the gradient's norm; None: never")] = None
     groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
     alpha: Annotated[Weight, Field(description="LTKD's cross-group weight")] = 1.0

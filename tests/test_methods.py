@@ -10,23 +10,37 @@ from torch import nn
 from ltkd.data import LongTailed, Views
 from ltkd.methods import METHODS
 from ltkd.models import classifier, create_model
-from ltkd.params import RunSpec, live_teacher
+from ltkd.params import SLOW_LEARNERS, RunSpec, live_teacher
 from ltkd.teacher import Teacher
 from ltkd.train import Trainer, initial_objective
 
 PAIRS = ["resnet32x4-resnet8x4", "resnet32x4-shufflenetv1", "vgg13-vgg8", "vgg13-mobilenetv2",
          "wrn_40_2-wrn_40_1", "wrn_40_2-shufflenetv1", "resnet50-mobilenetv2",
          "resnet34_imagenet-resnet18_imagenet", "resnet50_imagenet-mobilenetv1"]  # fmt: skip
-B = CLASSES = 8
+B = CLASSES = 4
 
 
-def eight_images() -> LongTailed:
+def few_images() -> LongTailed:
     g = torch.Generator().manual_seed(0)
     images = torch.randint(256, (B, 3, 32, 32), generator=g).to(torch.uint8)
     labels = torch.arange(B)
-    return LongTailed("cifar100", "Eight", 1.0, list("abcdefgh"), torch.ones(B, dtype=torch.long),
-                      np.arange(B), images, labels, images[:2], labels[:2], Views(0, False),
-                      (0.5,) * 3, (0.25,) * 3, "0" * 64)  # fmt: skip
+    return LongTailed(
+        name="cifar100", title="Few", gamma=1.0, class_names=list("abcd"),
+        counts=torch.ones(B, dtype=torch.long), clipped=torch.zeros(B, dtype=torch.long),
+        indices=np.arange(B), train_images=images, train_labels=labels, test_images=images[:2],
+        test_labels=labels[:2], views=Views(0, False), mean=(0.5,) * 3, std=(0.25,) * 3,
+        sha256="0" * 64)  # fmt: skip
+
+
+class Once(Teacher):
+    """Asked once, since all steps see the same batch in the same view and order does not matter."""
+
+    def answer(self, x, index):
+        if not hasattr(self, "told"):
+            self.told = super().answer(self.feed.take(torch.arange(B), torch.zeros(B).long()), None)
+        if isinstance(self.told, list):
+            return [feature[index] for feature in self.told]
+        return self.told[index]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +52,7 @@ def teacher_of():
     def get(name: str) -> nn.Module:
         if name not in made:
             torch.manual_seed(0)
-            model, data, seen = create_model(name, CLASSES), eight_images(), []
+            model, data, seen = create_model(name, CLASSES), few_images(), []
             x = data.normalise(data.train_images)
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -62,17 +76,19 @@ def teacher_of():
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_pair_with_every_method_learns_one_batch(pair, method, teacher_of, tmp_path):
     name, student = pair.split("-")
-    about, data = METHODS[method], eight_images()
+    about, data = METHODS[method], few_images()
     with_teacher = {"teacher": name, "teacher_source": "live"} if about.loss else {}
     args = {"warmup": 0.0} if "warmup" in about.args else {}
+    careful = method == "dkd" and student not in SLOW_LEARNERS  # its beta is 6 or 8
+    lr = 0.03 if careful else 0.1
     spec = RunSpec(dataset="cifar100", gamma=1.0, student=student, method=method, method_args=args,
-                   groups=3 if about.uses_groups else None, epochs=20, batch=B, lr=0.05,
-                   schedule="one_cycle", clip_norm=5, eval_every=20, **with_teacher)  # fmt: skip
+                   groups=3 if about.uses_groups else None, epochs=20, batch=B, lr=lr,
+                   schedule="one_cycle", clip_norm=20, eval_every=20, **with_teacher)  # fmt: skip
     assert live_teacher(method, "cifar100", None) == (method == "reviewkd")
     model = teacher_of(name) if about.loss else None
     before = {k: v.clone() for k, v in model.state_dict().items()} if model else {}
     feed = data.feed(torch.device("cpu"))
-    teacher = Teacher(model, spec, feed, None) if model else None
+    teacher = Once(model, spec, feed, None) if model else None
     objective = initial_objective(spec, data, model)
     trainer = Trainer(spec, data, objective, teacher, feed, tmp_path / "checkpoint")
     done = trainer.train(lambda: False, lambda _: None)
