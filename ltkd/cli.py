@@ -20,13 +20,24 @@ import yaml
 from . import __version__
 from .files import ROOT, Stopped, outputs_root
 from .methods import METHODS
-from .params import ParameterError, _Loader, check, load_spec, nearest, read_yaml
+from .params import (
+    FILE_SETS,
+    RECIPES,
+    ParameterError,
+    _Loader,
+    check,
+    load_parameters,
+    load_spec,
+    nearest,
+    read_yaml,
+)
 from .params import StudyParameters as Parameters
 
 if TYPE_CHECKING:
     from .study import Study
 
 NOTEBOOKS = ROOT / "notebooks"
+SETS = tuple(name for name in RECIPES if name != "folder")  # a folder needs a parameter file
 
 
 class Stop:
@@ -66,6 +77,13 @@ def _jobs(text: str) -> int | None:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} should be 'auto' or a number from 1 to 1024")
     return int(text)
+
+
+def _set(text: str) -> str:
+    if text not in SETS and not text.endswith((".yaml", ".yml")):
+        known = ", ".join(SETS)
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} ({known}, or a parameter file)")
+    return text
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -116,7 +134,7 @@ def _arguments() -> argparse.ArgumentParser:
     where(train)
     data = add("data", "get or check a data set", _data)
     data.add_argument("action", choices=("prepare", "check"))
-    data.add_argument("set", choices=("digits", "cifar10", "cifar100"))
+    data.add_argument("set", type=_set, help=f"{', '.join(SETS)}, or a parameter file")
     data.add_argument("--root", type=Path, help="data root (else LTKD_DATA, else data/)")
     status = add("status", "what of a study is there, in flight and left", _status)
     status.add_argument("parameters", type=Path)
@@ -242,18 +260,27 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _data(given: argparse.Namespace) -> int:
+    from .data import folders
     from .data.sources import prepare, source
     from .files import data_root
 
-    if given.action == "check":
-        found = source(given.set, given.root)
-        where = "" if given.set == "digits" else f" in {data_root(given.root)}"
+    name, images, root = given.set, None, given.root
+    if name not in SETS:
+        study = load_parameters(name)
+        name, images, root = study.dataset, study.images, root or study.data_root
+    checking = given.action == "check"
+    if name in FILE_SETS:
+        text = folders.report(name, images, data_root(root), checking)
+        print(f"{text}: good" if checking else text)
+    elif checking:
+        found = source(name, root)
+        where = "" if name == "digits" else f" in {data_root(root)}"
         print(
             f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images"
             f"{where}: good"
         )
     else:
-        print(prepare(given.set, given.root))
+        print(prepare(name, root))
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from ..files import canonical, data_root, sha256
 from ..groups import class_groups
 from ..params import FILE_SETS, Images
-from .sources import source, source_sha256
-from .views import Views
+from . import folders
+from .sources import DataError, source, source_sha256
+from .views import Crops, Views
 
 
 def stream(purpose: str, *keys: int) -> np.random.RandomState:
@@ -64,7 +66,9 @@ def long_tailed_indices(labels: np.ndarray, counts: Tensor, split_seed: int) -> 
 class LongTailed:
     """A long-tailed training set with its whole, balanced test set.
 
-    images uint8 [N, 3, H, W], labels int64 [N]; counts LongTensor [C]: training images a class.
+    images uint8 [N, 3, H, W] (at 224 pixels ``folders.Files``, which give such tensors when they
+    are indexed or split), labels int64 [N]; counts LongTensor [C]: training images a class;
+    clipped LongTensor [C]: how many fewer they are than the profile asks, where a class has fewer.
     """
 
     name: str
@@ -72,15 +76,23 @@ class LongTailed:
     gamma: float
     class_names: list[str]
     counts: Tensor
+    clipped: Tensor
     indices: np.ndarray
-    train_images: Tensor
+    train_images: Any
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Any
     test_labels: Tensor
-    views: Views
+    views: Views | Crops
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+
+    @property
+    def clipping(self) -> str:
+        """What the classes lack of the profile, in words; empty when they lack nothing."""
+        short = int((self.clipped > 0).sum())
+        text = f"{int(self.clipped.sum())} images fewer than the profile asks, in {short} classes"
+        return text if short else ""
 
     def groups(self, n: int = 3) -> Tensor:
         """Class groups by training count, 0 = head: LongTensor [C]."""
@@ -88,11 +100,13 @@ class LongTailed:
 
     def seen(self, index: Tensor, view: Tensor) -> Tensor:
         """Training images ``index`` [B], each in its ``view`` [B]: uint8 [B, 3, H, W]."""
+        if isinstance(self.views, Crops):
+            return next(self.train_images.batches([index], [view]))
         padded = self.views.pad(self.train_images[index])
         return self.views.take(padded, torch.arange(len(index)), view)
 
     def feed(self, device: torch.device) -> "Feed":
-        return Feed(self, device)
+        return (FileFeed if isinstance(self.views, Crops) else Feed)(self, device)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last."""
@@ -106,15 +120,31 @@ class Feed:
 
     def __init__(self, data: LongTailed, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.padded = data.views.pad(data.train_images).to(device)
+        assert isinstance(data.views, Views)
+        self.views, self.padded = data.views, data.views.pad(data.train_images).to(device)
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         """The images ``index`` [B] in ``view`` [B]: float32 [B, 3, H, W], normalised."""
-        return self.data.normalise(self.data.views.take(self.padded, index, view))
+        return self.data.normalise(self.views.take(self.padded, index, view))
 
     def batches(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor]:
         """``take`` of each batch in turn; view: the view of every training image [N]."""
         return (self.take(index, view[index]) for index in indices)
+
+
+class FileFeed(Feed):
+    """The same for images that are decoded as they are needed, ahead of the network."""
+
+    def __init__(self, data: LongTailed, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    def take(self, index: Tensor, view: Tensor) -> Tensor:
+        return self.data.normalise(self.data.seen(index.cpu(), view.cpu()).to(self.device))
+
+    def batches(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor]:
+        own, view = [index.cpu() for index in indices], view.cpu()
+        for images in self.data.train_images.batches(own, [view[index] for index in own]):
+            yield self.data.normalise(images.to(self.device))
 
 
 def fingerprint(name: str) -> str:
@@ -130,26 +160,49 @@ def resolve(
 ) -> Images | None:
     """``images`` with what was left out, sha256 included; None for sets without image files.
 
-    Raises DataError when the files are missing; not strict: sha256 stays None then.
+    Raises DataError when the files are missing (not strict: sha256 stays as given then), or when
+    they are not those of the given sha256.
     """
     if name not in FILE_SETS:
         return None
-    raise NotImplementedError
+    full, given = folders.complete(name, images), images.sha256 if images else None
+    if not strict and not folders.there(full, data_root(root)):
+        return full.model_copy(update={"sha256": given})
+    found = folders.find(full, name, data_root(root)).sha256
+    if given not in (None, found):
+        raise DataError(f"{name}: images.sha256 = {given}, but the images in "
+                        f"{data_root(root) / str(full.folder)} have {found}")  # fmt: skip
+    return full.model_copy(update={"sha256": found})
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, gamma: float | None, split_seed: int, root: Path) -> LongTailed:
-    found = source(name, root)
-    images, labels = found.train
-    classes = len(found.class_names)
-    assert gamma is not None
-    counts = long_tailed_counts(int(np.bincount(labels).min()), classes, gamma)
-    kept = long_tailed_indices(labels, counts, split_seed)
+def _load(
+    name: str, gamma: float | None, split_seed: int, root: Path, images: Images | None
+) -> LongTailed:
+    found = folders.find(images, name, root) if images else source(name, root)
+    pixels, labels = found.train
+    sizes = torch.from_numpy(np.bincount(labels, minlength=len(found.class_names)))
+    asked = sizes
+    if gamma is not None:
+        n_max = sizes.max() if images else sizes.min()
+        asked = long_tailed_counts(int(n_max), len(sizes), gamma)
+    counts = asked.minimum(sizes)
+    if images and not counts.all():
+        c = int(counts.argmin())
+        raise DataError(f"{name}: class {c}, {found.class_names[c]}, keeps none of its {sizes[c]} "
+                        f"images at gamma {gamma:g}; a smaller one leaves it some")  # fmt: skip
+    kept, test = long_tailed_indices(labels, counts, split_seed), found.test[0]
+    undecoded = isinstance(pixels, folders.Files)
+    whole = gamma is None and not (images and images.train_list)
     return LongTailed(
-        name, f"{found.title}-LT", gamma, found.class_names, counts, kept,
-        torch.from_numpy(images[kept]), torch.from_numpy(labels[kept]),
-        torch.from_numpy(found.test[0]).clone(), torch.from_numpy(found.test[1]).clone(),
-        Views(found.shift, found.flip), found.mean, found.std, source_sha256(name))  # fmt: skip
+        name, found.title if whole else f"{found.title}-LT",
+        float(counts.max() / counts.min()) if gamma is None else gamma,
+        found.class_names, counts, asked - counts, kept,
+        pixels.only(kept) if undecoded else torch.from_numpy(pixels[kept]),
+        torch.from_numpy(labels[kept]),
+        test if undecoded else torch.from_numpy(test).clone(),
+        torch.from_numpy(found.test[1]).clone(),
+        found.views, found.mean, found.std, found.sha256 or source_sha256(name))  # fmt: skip
 
 
 def load(
@@ -159,10 +212,15 @@ def load(
     root: str | Path | None = None,
     images: Images | None = None,
 ) -> LongTailed:
-    """The long-tailed version of a data set. n_max is the smallest class's size in the full set.
+    """The long-tailed version of a data set.
 
-    gamma   the imbalance factor; None: the classes as large as they are (sets of image files)
+    gamma   the imbalance factor; None: the classes as large as they are
     images  which files, for a set of image files
-    Raises DataError when files are missing or damaged.
+    n_max is the smallest class's size in the full set; of image files the largest class's, and a
+    class keeps all it has where the profile asks for more. Raises DataError when files are missing
+    or damaged, or a class of image files would be left without a training image.
     """
-    return _load(name, gamma, split_seed, data_root(root))
+    full = resolve(name, images, root)
+    if full:
+        full = full.model_copy(update={"sha256": None})  # what was found is now known to be right
+    return _load(name, gamma, split_seed, data_root(root), full)

@@ -5,10 +5,12 @@ import pickle
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import data_root, sha256
+from .views import Crops, Views
 
 
 class DataError(RuntimeError):
@@ -17,16 +19,17 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """Everything a data set has before its tail is cut: uint8 images [N, 3, H, W], labels [N]."""
+    """Everything a data set has before its tail is cut: uint8 images [N, 3, H, W] (an array, or
+    the ``Files`` they are decoded from) and labels int64 [N]. sha256: of sets of image files."""
 
     title: str
     class_names: list[str]
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
+    train: tuple[Any, np.ndarray]
+    test: tuple[Any, np.ndarray]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    shift: int
-    flip: bool
+    views: Views | Crops
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def digits() -> Source:
     train = images[~test], labels[~test]
     mean, std = (0.0762,) * 3, (0.2296,) * 3
     return Source(
-        "Digits", names, train, (images[test], labels[test]), mean, std, shift=2, flip=False
+        "Digits", names, train, (images[test], labels[test]), mean, std, Views(2, flip=False)
     )
 
 
@@ -113,7 +116,7 @@ def cifar(name: str, root: Path) -> Source:
     names = list(_read(name, folder, about.names[0])[about.names[1]])
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     title = name.replace("cifar", "CIFAR-")
-    return Source(title, names, part(train), part(test), mean, std, shift=4, flip=True)
+    return Source(title, names, part(train), part(test), mean, std, Views(4, flip=True))
 
 
 def source(name: str, root: str | Path | None = None) -> Source:

@@ -1,9 +1,12 @@
 """Augmentation as a finite set of views, so that (image, view) names an exact input."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from ..files import sha256
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,24 @@ class Views:
             rows[:, None, :, None],
             columns[:, None, None, :],
         ]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """ImageNet's augmentation, a random part resized to ``size``, or its mirror: a view is a seed.
+
+    The draw depends on image and view only, so that it does not matter which process makes it.
+    """
+
+    size: int
+    count: ClassVar[int] = 2**31 - 1
+
+    def take(self, image: Any, index: int, view: int) -> Any:
+        """The PIL image number ``index`` as seen in ``view``, a PIL image of size x size."""
+        from torchvision.transforms import v2
+
+        with torch.random.fork_rng(devices=[]):
+            # Hashed, because torch seeds this generator with 32 bits only. Not torch.manual_seed:
+            # that would seed the GPU's generators too.
+            torch.default_generator.manual_seed(int(sha256(f"crop {index} {view}")[:8], 16))
+            return v2.RandomHorizontalFlip()(v2.RandomResizedCrop(self.size)(image))
