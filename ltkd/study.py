@@ -112,10 +112,11 @@ class Study:
             own |= {"alpha": p.alpha, "beta": p.beta}
         own |= {**p.method_args.get(method, {}), **(args or {})}
         with_teacher: dict[str, Any] = {}
+        # A table of CAT-KD's maps would be large, and read by one run only.
+        live = about.loss == "catkd" or live_teacher(method, p.dataset, p.images)
         if about.loss:
             with_teacher = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
-                            "teacher_source": "live" if live_teacher(method, p.dataset, p.images)
-                            else p.teacher_source}  # fmt: skip
+                            "teacher_source": "live" if live else p.teacher_source}  # fmt: skip
         return RunSpec(
             dataset=p.dataset, images=self._images, gamma=at.gamma, split_seed=p.split_seed,
             student=at.pair.student, method=method, method_args=own,

@@ -66,8 +66,8 @@ class Objective(nn.Module):
         self.method, self.term = method, term
         self.entry = LOSSES[method.loss] if method.loss else Entry(None)
         self.ce_weight, self.kd_weight, self.warmup = ce_weight, kd_weight, warmup
-        self.register_buffer("log_counts", n.log().float(), persistent=False)
-        self.register_buffer("log_prior", (n / n.sum()).log().float(), persistent=False)
+        self.register_buffer("log_counts", n.log(), persistent=False)
+        self.register_buffer("log_prior", (n / n.sum()).log(), persistent=False)
 
     def ramp(self, epoch: int, epochs: int) -> float:
         """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1)."""
@@ -82,14 +82,15 @@ class Objective(nn.Module):
         student, teacher  what the loss compares, as ``answer`` gives it; teacher None: no term
         targets           [B]
         """
-        shifted = logits + self.log_counts if self.method.balanced else logits
+        prior = self.log_prior.to(logits.dtype)
+        shifted = logits + self.log_counts.to(logits.dtype) if self.method.balanced else logits
         label = self.ce_weight * F.cross_entropy(shifted, targets)
         if self.term is None or teacher is None:
             return label, torch.zeros_like(label)
         if self.method.adjust == "teacher":
-            teacher = teacher - self.log_prior
+            teacher = teacher - prior
         if self.method.adjust == "student":
-            student = student + self.log_prior
+            student = student + prior
         extra = (targets,) if self.entry.targets else ()
         return label, self.kd_weight * self.term(student, teacher, *extra)
 
