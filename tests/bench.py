@@ -1,7 +1,7 @@
 """Speed, as ratios measured side by side in one run: `make bench`.
 
-The plain loop (fp32, DataLoader, live teacher, as a textbook has it) lives here and nowhere in the
-library. Every trial times each way once, in turn; the table shows medians over the trials.
+The plain loop (fp32, DataLoader, live teacher, as a textbook has it) is that of tests/oracle.py.
+Every trial times each way once, in turn; the table shows medians over the trials.
 Results: outputs/bench/<device>.json.
 """
 
@@ -14,10 +14,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import oracle
 import torch
-import torch.nn.functional as F
-import torchvision.transforms as T
-from torch.utils.data import DataLoader, TensorDataset
 
 from ltkd import files
 from ltkd.data import load
@@ -40,35 +38,12 @@ def seconds(work, device):
 
 
 def plain(data, teacher, student, batch, workers, device):
-    """One step after another of the textbook's loop; a generator, a step each."""
-    crop = T.RandomCrop(data.train_images.shape[-1], padding=data.views.shift)
-    end = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(data.mean, data.std)]
-    augment = T.Compose([T.ToPILImage(), crop, *end])
-
-    class Images(TensorDataset):
-        def __getitem__(self, i):
-            image, label = super().__getitem__(i)
-            return augment(image), label
-
-    images = Images(data.train_images, data.train_labels)
-    more = {"num_workers": workers, "persistent_workers": workers > 0}
-    loader = DataLoader(images, batch, shuffle=True, drop_last=True, **more)
-    optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    student.train(), teacher.eval()
-    while True:
-        for x, y in loader:
-            x, y = x.to(device), y.to(device)
-            with torch.no_grad():
-                told = teacher(x)
-            said = student(x)
-            loss = 0.1 * F.cross_entropy(said, y) + 0.9 * 16 * F.kl_div(
-                F.log_softmax(said / 4, 1), F.softmax(told / 4, 1), reduction="batchmean"
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            yield
+    """Steps of the textbook's loop with KD, one after another, epoch after epoch."""
+    order = torch.randperm(len(data.train_labels)).tolist()
+    view = torch.randint(data.views.count, (len(order),))
+    yield from oracle.train(
+        data, student, "kd", order=order, view=view, rates=[0.05] * 10_000, teacher=teacher.eval(),
+        batch=batch, workers=workers, device=device)  # fmt: skip
 
 
 def ours(spec, data, model, device, folder):

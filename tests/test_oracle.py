@@ -1,0 +1,114 @@
+"""The library's trainer against the textbook's loop, on the same order, views and weights."""
+
+import copy
+from itertools import islice
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+from ltkd.data import LongTailed, load, stream
+from ltkd.params import RunSpec
+from ltkd.teacher import Teacher, views_of_epoch
+from ltkd.train import Trainer, initial_model, initial_objective, learning_rate
+
+STEPS = 20
+
+
+class Double(LongTailed):
+    """The same set, normalised in float64."""
+
+    def normalise(self, images):
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
+                     for v in (self.mean, self.std))  # fmt: skip
+        x = (images.double() / 255 - mean) / std
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def spec_of(method, **changes):
+    alone = method in ("student", "balanced_softmax")
+    teacher = {} if alone else {"teacher": "resnet20"}
+    base = {"dataset": "digits", "gamma": 20.0, "student": "resnet8", "method": method,
+            "groups": 3 if method == "ltkd" else None, "epochs": 5, "batch": 32, "lr": 0.05,
+            "schedule": "one_cycle"}  # fmt: skip
+    return RunSpec(**(base | teacher | changes))
+
+
+def both(tmp_path, method, steps, dtype=torch.float32, source="live", **changes):
+    """Losses of the trainer and of the oracle, [steps] each, and their students."""
+    spec = spec_of(method, teacher_source=source, **changes)
+    data = load("digits", 20.0)
+    if dtype == torch.float64:
+        data = Double(**vars(data))
+    model = None
+    if spec.teacher:
+        torch.manual_seed(7)
+        model = initial_model(spec.teacher_spec, 10).to(dtype).eval()
+    feed = data.feed(torch.device("cpu"))
+    folder = tmp_path if source == "table" else None
+    teacher = Teacher(model, spec, feed, folder) if model else None
+    objective = initial_objective(spec, data, model)
+    trainer = Trainer(spec, data, objective, teacher, feed, tmp_path / "none")
+    trainer.model.to(dtype), trainer.objective.to(dtype)
+    # In the same memory format: in the other one, equal fp32 gradients are some 1e-4 apart.
+    plain = copy.deepcopy(trainer.model)
+
+    view, rows = views_of_epoch(data, spec.seed, 1), None
+    if teacher:
+        teacher.begin_epoch(spec.seed, 1, view)
+        if source == "table":
+            rows = torch.from_numpy(np.load(tmp_path / f"seed{spec.seed}-epoch0001.npy"))
+    order = stream("order", spec.seed, 1).permutation(len(view))
+    rates = [learning_rate(spec, step, trainer.steps) for step in range(steps)]
+    given = {"order": order.tolist(), "view": view, "rates": rates, "rows": rows}
+    slow = list(oracle.train(data, plain, method, teacher=model, dtype=dtype, **given))
+
+    fast, total = [], 0.0
+    trainer.model.train()
+    while len(fast) < steps:
+        batches = torch.from_numpy(order.astype(np.int64)).split(spec.batch)[: trainer.steps]
+        for index, x in islice(
+            zip(batches, feed.batches(batches, view), strict=True), steps - len(fast)
+        ):
+            trainer._step(x, index, 1.0)
+            trainer.at.step += 1
+            fast.append(trainer.sums[0].item() - total)
+            total = trainer.sums[0].item()
+    return np.array(fast), np.array(slow), trainer.model, plain
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [("student", "live"), ("kd", "live"), ("kd", "table"), ("ltkd", "live"), ("ltkd", "table"),
+     ("kd_adjusted", "table"), ("balanced_softmax", "live")],
+)  # fmt: skip
+def test_in_float64_the_curves_agree(tmp_path, method, source):
+    fast, slow, *_ = both(tmp_path, method, STEPS, torch.float64, source)
+    assert np.abs(fast - slow).max() < 1e-9
+    assert slow[-5:].mean() < slow[:5].mean()  # it trains, so that there is a curve to agree on
+
+
+@pytest.mark.parametrize("method", ["student", "kd", "ltkd"])
+def test_in_fp32_the_first_loss_and_gradient_agree(tmp_path, method):
+    fast, slow, model, plain = both(tmp_path, method, 1)
+    assert abs(fast[0] - slow[0]) < 1e-5 * abs(slow[0])
+    own, other = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (model, plain))
+    assert (own - other).norm() < 1e-5 * other.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_stay_within_the_spread_of_seeds(tmp_path, precision):
+    def course(curve):
+        return curve[-20:].mean()
+
+    runs = [both(tmp_path, "ltkd", 50, seed=seed, precision=precision) for seed in (0, 1, 2)]
+    plain = [course(slow) for _, slow, *_ in runs]
+    apart = [abs(course(fast) - course(slow)) for fast, slow, *_ in runs]
+    assert max(apart) < max(plain) - min(plain)
+
+
+def test_the_rounding_of_the_table_is_a_thousandth_of_the_loss(tmp_path):
+    table, _, *_ = both(tmp_path, "ltkd", 1, torch.float64, "table")
+    live, _, *_ = both(tmp_path, "ltkd", 1, torch.float64, "live")
+    assert abs(table[0] - live[0]) < 1e-3 * live[0]
