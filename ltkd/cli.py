@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from . import __version__
 from .files import ROOT, Stopped, outputs_root
 from .methods import METHODS
@@ -24,11 +22,11 @@ from .params import (
     FILE_SETS,
     RECIPES,
     ParameterError,
-    _Loader,
     check,
     load_parameters,
     load_spec,
     nearest,
+    parse_yaml,
     read_yaml,
 )
 from .params import StudyParameters as Parameters
@@ -172,21 +170,13 @@ def _notebooks(only: str | None) -> list[Path]:
     return chosen
 
 
-def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ParameterError(f"-p {key} {text!r}: not plain YAML: {why}") from None
-
-
 def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
     values, source = read_yaml(given.parameters), str(given.parameters)
     for key, text in given.p:
         if f"{source} ".count(f" -p {key} "):
             raise ParameterError(f"-p {key}: stands there twice; keep one")
         source += f" -p {key}"
-        values[key] = _value(key, text)
+        values[key] = parse_yaml(text, f"-p {key} {text!r}")
     check(Parameters, values, source)
     from .study import Study
 

@@ -376,6 +376,17 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+def parse_yaml(text: str, source: str) -> Any:
+    """What plain YAML says. Raises ParameterError that names the source."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ParameterError as error:
+        raise ParameterError(f"{source}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ParameterError(f"{source}: not plain YAML: {why}") from None
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ParameterError that names the file and the mend."""
     path = Path(path)
@@ -385,14 +396,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if path.stat().st_size > 1_000_000:
         raise ParameterError(f"{path}: larger than 1 MB; a parameter file is a page of text")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ParameterError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except ParameterError as error:
-        raise ParameterError(f"{path}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise ParameterError(f"{path}: not plain YAML: {text}") from None
     if not isinstance(values, dict):
         kind = "empty" if values is None else f"a {type(values).__name__}"
         raise ParameterError(f"{path}: the file is {kind}; it should be lines of `key: value`, such as `name: mine`")

@@ -169,7 +169,12 @@ def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
     assert "tiny: 0 of 7 runs are there" in said
     assert re.search(r"^  kd +resnet20-resnet8 +20 +0 +0 +1  \d", said, re.M)
     assert re.search(r"^  ltkd +resnet20-resnet8 +20 +0 +0 +1  \d", said, re.M)
-    for kind in ("resnet8", "resnet8, logits", "resnet8, maps", "resnet8 with resnet20, features"):
+    for kind in (
+        "resnet8",
+        "resnet8, logits",
+        "resnet8 with resnet20, maps",
+        "resnet8 with resnet20, features",
+    ):
         assert re.search(rf"^  {kind}, batch 32 +\d+\.\d ms a step", said, re.M), kind
     assert "Measured here, on c" in said
     assert "7 runs are left" in said

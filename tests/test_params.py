@@ -207,7 +207,7 @@ def test_a_spec_file_takes_the_data_sets_recipe(tmp_path):
     path.write_text("dataset: digits\ngamma: 20\nstudent: resnet8\nmethod: student\n")
     assert load_spec(path) == RunSpec(
         dataset="digits", gamma=20.0, student="resnet8", method="student",
-        epochs=40, batch=32, lr=0.05,
+        epochs=25, batch=32, lr=0.05,
     )  # fmt: skip
     path.write_text("student: resnet8\nmethod: kd\nteacher: resnet20\n")
     with pytest.raises(ParameterError, match="dataset: missing"):
