@@ -116,9 +116,9 @@ def test_dead_kernel_and_timeout_are_results(
     [
         (
             {"gama": 3},
-            r"nb.ipynb: unknown parameter 'gama' = 3; did you mean 'gamma'\?.*gamma, note",
+            r"nb.ipynb: unknown parameter 'gama' = 3. Did you mean 'gamma'\?.*gamma, note",
         ),
-        ({"helper": 3}, r"unknown parameter 'helper' = 3 It takes"),
+        ({"helper": 3}, r"unknown parameter 'helper' = 3. Allowed: gamma"),
         ({"note": Path("x")}, r"parameter note = .*is a PosixPath; allowed are"),
         ({"note": [1, {2: "x"}]}, r"parameter note\[1\]: key 2 is a int; quote it"),
         ({"note": {"a": (1, 2)}}, r"parameter note\.a = \(1, 2\) is a tuple"),

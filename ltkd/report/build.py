@@ -54,16 +54,11 @@ def fresh(study: Study, name: str) -> bool:
 
 def write_headline(study: Study) -> None:
     """headline.svg: the summary's headline figure as a file of its own, for a README or a slide."""
-    import nbformat
-
-    path = study.folder / "reports" / "06_summary.ipynb"
-    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
-    for cell in cells:
-        if "headline" in cell.metadata.get("tags", []):
-            for output in cell.get("outputs", []):
-                if "image/svg+xml" in output.get("data", {}):
-                    write_atomic(study.folder / "headline.svg", output["data"]["image/svg+xml"])
-                    return
+    outputs = [o.get("data", {}) for c in page.headline(study.folder) for o in c.get("outputs", [])]
+    for data in outputs:
+        if "image/svg+xml" in data:
+            write_atomic(study.folder / "headline.svg", data["image/svg+xml"])
+            return
 
 
 def write_runs(study: Study) -> None:
@@ -86,10 +81,8 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
         f"{data.title}, imbalance factor {gammas}, {epochs} epochs, "
         f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[papers]
     )
-    missing = study.missing().to_dict("records")
-    page.write_index(study.folder, title=f"{data.title}: {study.name}", intro=intro,
-                     cards=page.cards(study.folder, notebooks),
-                     problems=[{str(k): v for k, v in row.items()} for row in missing])  # fmt: skip
+    title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
+    page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
     page.write_studies_index(study.folder.parent)
 
 

@@ -3,13 +3,11 @@
 A page loads nothing: style and pictures are inside it, formulas are MathML, no script runs.
 """
 
+import base64
 import io
 import json
 import re
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,7 @@ SVG_LIMIT = 300_000  # bytes; a larger drawing is shown as a PNG at twice the re
 def show(
     figure: "Figure", alt: str, name: str | None = None, data: "pd.DataFrame | None" = None
 ) -> None:
-    """Display ``figure`` once, with its description and the data behind it, then close it.
+    """Display ``figure`` with its description and the data behind it.
 
     The same figure gives the same bytes. The output is one bundle: the picture, ``data`` as
     text/csv, ``alt`` as text/plain; metadata {"image/svg+xml": {"alt", "name"}}. ``name`` is
@@ -38,45 +36,27 @@ def show(
 
     if not alt.strip():
         raise ValueError(f"alt = {alt!r}: say in a sentence what the figure shows")
-    name = name or "-".join(re.findall(r"\w+", alt.lower())[:6])
-    with mpl.rc_context({"svg.hashsalt": "ltkd", "svg.fonttype": "path"}):
-        options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.06}
-        drawn = io.BytesIO()
-        unnamed = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(drawn, format="svg", metadata=unnamed, **options)
-        mime, picture = "image/svg+xml", drawn.getvalue()
-        if len(picture) > SVG_LIMIT:
-            drawn = io.BytesIO()
-            options |= {"dpi": 2 * figure.dpi, "metadata": {"Software": None}}
-            figure.savefig(drawn, format="png", **options)
-            mime, picture = "image/png", drawn.getvalue()
-    bundle: dict[str, Any] = {mime: picture, "text/plain": alt}
-    meta: dict[str, Any] = {"alt": alt, "name": name}
-    if mime == "image/svg+xml":
-        bundle[mime] = picture.decode()
-    else:
-        import base64
 
-        bundle[mime] = base64.b64encode(picture).decode()
-        meta["width"] = round(int.from_bytes(picture[16:20]) / 2)  # of IHDR; in CSS pixels
+    def drawn(kind: str, **options: Any) -> bytes:
+        out = io.BytesIO()
+        figure.savefig(out, format=kind, bbox_inches="tight", pad_inches=0.06, **options)
+        return out.getvalue()
+
+    meta: dict[str, Any] = {"alt": alt, "name": name or "-".join(re.findall(r"\w+", alt.lower()))}
+    with mpl.rc_context({"svg.hashsalt": "ltkd", "svg.fonttype": "path"}):
+        unnamed = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        mime, picture = "image/svg+xml", drawn("svg", metadata=unnamed).decode()
+        if len(picture) > SVG_LIMIT:
+            png = drawn("png", metadata={"Software": None}, dpi=2 * figure.dpi)
+            mime, picture = "image/png", base64.b64encode(png).decode()
+            meta["width"] = round(int.from_bytes(png[16:20]) / 2)  # of IHDR; in CSS pixels
+    bundle = {mime: picture, "text/plain": alt}
     if data is not None:
         bundle["text/csv"] = data.to_csv(index=False, lineterminator="\n")
     display(bundle, raw=True, metadata={mime: meta})
-    if "matplotlib.pyplot" in sys.modules:  # else the backend shows it once more
-        import matplotlib.pyplot as plt
-
-        plt.close(figure)
 
 
 # --------------------------------------------------------------------------------- one notebook
-
-
-def render(notebook_path: Path, html_path: Path, *, manifest: Mapping[str, Any] | None) -> None:
-    """Write the executed notebook as an HTML page beside its manifest; whole or not at all."""
-    import nbformat
-
-    notebook = nbformat.read(notebook_path, as_version=4)
-    write_atomic(Path(html_path), html(notebook, Path(notebook_path), manifest=manifest))
 
 
 def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> str:
@@ -84,185 +64,143 @@ def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> st
 
     The index is linked as ../index.html, the manifest as <stem>.manifest.json.
     """
-    from .markup import PageExporter, Renderer
+    from .markup import Renderer, page
 
-    path = Path(path).absolute()
     title, _ = _opening(notebook, path.stem)
+    study, renderer = path.absolute().parent.parent.name, Renderer()
     links = [("All of this study", "../index.html"), ("Notebook", path.name)]
     if manifest is not None:
         links.append(("Manifest", f"{path.stem}.manifest.json"))
-    page = {
-        "title": title,
-        "css": _css(),
-        "crumbs": [
-            ("Studies", "../../index.html"), (path.parent.parent.name, "../index.html"), (title, "")
-        ],
-        "links": links,
-        "seal": str((manifest or {}).get("seal", ""))[:12],
-    }  # fmt: skip
-    renderer = Renderer(folder=path.parent)
-    text, _ = PageExporter(renderer).from_notebook_node(notebook, {"page": page})
+    crumbs = [("Studies", "../../index.html"), (study, "../index.html"), (title, "")]
+    seal = (manifest or {}).get("seal", "")[:12]
+    about = {"title": title, "crumbs": crumbs, "links": links, "seal": seal}
+    text = page("page.html.j2", renderer, cells=notebook.cells, **about)
     if "<h1" not in text:
         text = text.replace('<main id="main">', f'<main id="main">\n<h1>{escape(title)}</h1>', 1)
-    facts = _study_template("meta.j2", {"facts": _facts([manifest] if manifest else [])})
-    if path.stem.endswith(".failed"):
-        facts += (
-            '<p class="notice">This run failed; the last good report, if any, stands beside it.</p>'
-        )
+    failed = path.stem.endswith(".failed")
+    facts = page("meta.j2", renderer, facts=_facts([manifest] if manifest else []), failed=failed)
     return text.replace("</h1>", f"</h1>\n{facts}", 1)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest that ``study.seal`` wrote, None where there is none."""
     try:
-        return dict(json.loads(Path(path).read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return None  # absent or damaged: the report counts as stale and is made anew
 
 
 def _opening(notebook: Any, stem: str) -> tuple[str, str]:
     """Title (first heading) and question (first paragraph after it) of a notebook, as markdown."""
-    title, question = stem.replace("_", " "), ""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            blocks = [b.strip() for b in re.split(r"\n[ \t]*\n", cell.source) if b.strip()]
-            if blocks and blocks[0].startswith("#"):
-                first, _, rest = blocks[0].partition("\n")
-                title = first.lstrip("#").strip()
-                blocks = [rest, *blocks[1:]] if rest.strip() else blocks[1:]
-            question = next((b for b in blocks if not b.startswith(("#", "|", "```", "$$"))), "")
-            break
-    return re.sub(r"[*`]", "", title), " ".join(question.split())
+    text = next((c.source for c in notebook.cells if c.cell_type == "markdown"), "")
+    found = re.match(r"#+ (?P<title>.*)\n*(?P<question>(?:.+\n?)*)", text)
+    title, question = found.groups() if found else (stem.replace("_", " "), "")
+    return re.sub(r"[*`]", "", title).strip(), " ".join(question.split())
 
 
 # ------------------------------------------------------------------------------------ the index
 
 
-@dataclass(frozen=True)
-class Card:
-    """One notebook on the index. ``status`` is done, failed, stale (failed, old report kept)
-    or missing; ``question`` is markdown; links are relative to the study's folder."""
+def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the index says of each of a study's notebooks, from what stands in <folder>/reports now.
 
-    title: str
-    question: str = ""
-    status: str = "missing"
-    note: str = "Not run yet"
-    link: str = ""
-    failed: str = ""
-
-
-def cards(folder: Path, notebooks: Sequence[Path]) -> list[Card]:
-    """The cards of a study's notebooks (sources), from what stands in <folder>/reports now."""
+    ``status`` is done, failed, stale (failed, old report kept) or missing; ``question`` is HTML;
+    links are relative to the study's folder.
+    """
     import nbformat
 
+    from .markup import Renderer
+
     made = []
-    for source in sorted(map(Path, notebooks), key=lambda p: p.name):
+    for source in sorted(notebooks, key=lambda path: path.name):
         title, question = _opening(nbformat.read(source, as_version=4), source.stem)
-        page = folder / "reports" / f"{source.stem}.html"
-        broken = page.with_suffix(".failed.html")
-        manifest = read_manifest(page.with_suffix(".manifest.json")) or {}
+        text = Renderer().markdown(question).strip()
+        report = folder / "reports" / f"{source.stem}.html"
+        broken = report.with_suffix(".failed.html")
+        manifest = read_manifest(report.with_suffix(".manifest.json")) or {}
         took = f" in {_duration(manifest['seconds'])}" if "seconds" in manifest else ""
-        done, failed = page.exists(), broken.exists()
-        status = ("stale" if done else "failed") if failed else "done" if done else "missing"
-        note = {"done": f"Done{took}", "stale": "Last run failed; the report is of an earlier one.",
-                "failed": "Failed.", "missing": "Not run yet"}[status]  # fmt: skip
-        links = [f"reports/{p.name}" if p.exists() else "" for p in (page, broken)]
-        made.append(Card(title, question, status, note, *links))
+        status, note = {
+            (True, False): ("done", f"Done{took}"),
+            (True, True): ("stale", "Last run failed; the report is of an earlier one."),
+            (False, True): ("failed", "Failed."),
+            (False, False): ("missing", "Not run yet"),
+        }[report.exists(), broken.exists()]
+        # Without links: the card as a whole is one.
+        question = Markup(re.sub(r"^<p>|</p>$|</?a\b[^>]*>", "", text))
+        card = {"title": title, "question": question, "status": status, "note": note}
+        link, failed = (f"reports/{p.name}" if p.exists() else "" for p in (report, broken))
+        made.append(card | {"link": link, "failed": failed})
     return made
+
+
+def headline(folder: Path) -> list[Any]:
+    """The cells tagged ``headline`` of the last report (in the order of names) that has any."""
+    import nbformat
+
+    for report in sorted(folder.glob("reports/*.ipynb"), reverse=True):
+        cells = nbformat.read(report, as_version=4).cells
+        tagged = [cell for cell in cells if "headline" in cell.metadata.get("tags", [])]
+        if tagged and not report.stem.endswith(".failed"):
+            return tagged
+    return []
 
 
 def write_index(
     folder: Path,
     *,
     title: str,
-    cards: Sequence[Card],
+    cards: Sequence[Mapping[str, Any]],
     intro: str = "",
-    problems: Sequence[Mapping[str, Any]] = (),
-) -> Path:
+    problems: "pd.DataFrame | None" = None,
+) -> None:
     """Write <folder>/index.html: what the study is, its result in short, its notebooks.
 
-    ``intro`` is markdown. ``problems`` is a list of rows (run, method, seed, reason, ...) that
-    failed or are missing. The result in short is what the cells tagged ``headline`` of the last
-    report (in the order of names) that has any put out, markdown cells included.
+    ``intro`` is markdown. ``problems`` has a row for each run that failed or is missing (run,
+    method, seed, reason, ...). The result in short is the ``headline``.
     """
-    from .markup import Renderer, tidy
+    from .markup import Renderer, page, tidy
 
-    folder, renderer = Path(folder), Renderer(folder=Path(folder))
+    renderer = Renderer()
     renderer.heading(title, 1)
-    manifests = [read_manifest(p) for p in sorted(folder.glob("reports/*.manifest.json"))]
+    table = "" if problems is None or problems.empty else problems.to_html(index=False, border=0)
+    manifests = [read_manifest(path) for path in sorted(folder.glob("reports/*.manifest.json"))]
     links = [("All studies", "../index.html")]
     if (folder / "runs.csv").exists():
         links.append(("Every run as a table (runs.csv)", "runs.csv"))
-    page = {
+    shown = {
         "title": title,
-        "css": _css(),
         "crumbs": [("Studies", "../index.html"), (title, "")],
         "facts": _facts([m for m in manifests if m]),
         "intro": renderer.markdown(intro),
-        "headline": _headline(folder, renderer),
+        "cells": headline(folder),
+        "bare": True,
         "contents": "Notebooks",
-        "cards": [_questions(card) for card in cards],
-        "problems": tidy(_rows(problems), renderer) if problems else "",
+        "cards": cards,
+        "problems": tidy(table),
         "links": links,
     }
-    write_atomic(folder / "index.html", _study_template("study.html.j2", page))
-    return folder / "index.html"
+    write_atomic(folder / "index.html", page("study.html.j2", renderer, **shown))
 
 
-def write_studies_index(outputs: Path) -> Path:
+def write_studies_index(outputs: Path) -> None:
     """Write <outputs>/index.html: the studies that have an index, each with its first sentence."""
     from bs4 import BeautifulSoup
 
+    from .markup import Renderer, page
+
     found = []
-    for index in sorted(Path(outputs).glob("*/index.html")):
-        soup = BeautifulSoup(index.read_text(), "html.parser")
+    for index in sorted(outputs.glob("*/index.html")):
+        soup: Any = BeautifulSoup(index.read_text(), "html.parser")
         h1, text = soup.find("h1"), soup.select_one(".headline p, main > p")
         states = [p["class"][-1] for p in soup.select("p.status")]
-        whole = bool(states) and all(s == "done" for s in states)
-        found.append(
-            {
-                "title": h1.get_text() if h1 else index.parent.name,
-                "question": text.get_text() if text else "",
-                "status": "done" if whole else "missing",
-                "note": f"{states.count('done')} of {len(states)} notebooks",
-                "link": f"{index.parent.name}/index.html",
-            }
-        )
+        done = states.count("done")
+        note, link = f"{done} of {len(states)} notebooks", f"{index.parent.name}/index.html"
+        status = "done" if done == len(states) > 0 else "missing"
+        about = {"title": h1.get_text(), "question": text.get_text() if text else ""}
+        found.append(about | {"status": status, "note": note, "link": link})
     title = "Distillation from long-tailed teachers"
-    page = {"title": title, "css": _css(), "cards": found, "contents": "Studies"}
-    write_atomic(Path(outputs) / "index.html", _study_template("study.html.j2", page))
-    return Path(outputs) / "index.html"
-
-
-def _headline(folder: Path, renderer: Any) -> str:
-    import nbformat
-
-    from .markup import PageExporter
-
-    for report in sorted(folder.glob("reports/*.ipynb"), reverse=True):
-        if report.stem.endswith(".failed"):
-            continue
-        notebook = nbformat.read(report, as_version=4)
-        tagged = [c for c in notebook.cells if "headline" in c.metadata.get("tags", [])]
-        if tagged:
-            notebook.cells = tagged
-            resources = {"page": {"bare": True}}
-            return Markup(PageExporter(renderer).from_notebook_node(notebook, resources)[0])
-    return ""
-
-
-def _questions(card: Card) -> dict[str, Any]:
-    """A card whose question is HTML, without links: the card as a whole is one."""
-    from .markup import Renderer
-
-    text = re.sub(r"^<p>|</p>\s*$|</?a\b[^>]*>", "", Renderer().markdown(card.question).strip())
-    return vars(card) | {"question": Markup(text)}
-
-
-def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    import pandas as pd
-
-    return pd.DataFrame(list(rows)).to_html(index=False, na_rep="", border=0)
+    text = page("study.html.j2", Renderer(), title=title, contents="Studies", cards=found)
+    write_atomic(outputs / "index.html", text)
 
 
 # ------------------------------------------------------------------------------- small helpers
@@ -271,33 +209,36 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
 def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The provenance line of a page, or of all pages together: (label, value)."""
 
-    def each(key: str) -> list[Any]:
-        values = [m[key] for m in manifests if m.get(key) not in (None, "", [], {})]
-        return [v for i, v in enumerate(values) if v not in values[:i]]
+    def each(text: Callable[[Mapping[str, Any]], str]) -> str:
+        return "; ".join(dict.fromkeys(filter(None, map(text, manifests))))
 
-    def images(data: Mapping[str, Any]) -> str:
-        name = data.get("title") or data.get("name", "")
+    def images(manifest: Mapping[str, Any]) -> str:
+        data = manifest.get("data", {})
         counts = data.get("train_images", {}).items()
-        return name + "".join(f", γ = {g}: {n:,} training images" for g, n in counts)
+        return data.get("title", "") + "".join(
+            f", γ = {gamma}: {count:,} training images" for gamma, count in counts
+        )
 
-    def code(data: Mapping[str, Any]) -> str:
-        commit = f" ({str(data['commit'])[:8]})" if data.get("commit") else ""
-        return f"{data.get('version', '')}{commit}{', modified' if data.get('dirty') else ''}"
+    def code(manifest: Mapping[str, Any]) -> str:
+        about = manifest.get("code", {})
+        commit = f" ({about['commit'][:8]})" if about.get("commit") else ""
+        return f"{about.get('version', '')}{commit}{', modified' if about.get('dirty') else ''}"
 
-    seeds = sorted({s for given in each("seeds") for s in given})
-    joined: dict[str, list[str]] = {
-        "Data": list(dict.fromkeys(images(d) for d in each("data"))),
-        "Epochs": [str(e) for e in each("epochs")],
-        "Seeds": [", ".join(map(str, seeds))],
-        "Training": [_duration(max((m.get("training_seconds", 0) for m in manifests), default=0))],
-        "This page" if len(manifests) == 1 else "Pages": [
-            _duration(sum(m.get("seconds", 0) for m in manifests))
-        ],
-        "Finished": [str(max(map(str, each("finished")), default=""))[:10]],
-        "Code": list(dict.fromkeys(code(c).strip() for c in each("code"))),
-        "Hardware": [str(h) for h in each("hardware")],
+    if not manifests:
+        return []
+    facts = {
+        "Data": each(images),
+        "Epochs": each(lambda m: str(m.get("epochs", ""))),
+        "Seeds": ", ".join(map(str, sorted({s for m in manifests for s in m.get("seeds", [])}))),
+        "Training": _duration(max(m.get("training_seconds", 0) for m in manifests)),
+        "This page" if len(manifests) == 1 else "Pages": _duration(
+            sum(m.get("seconds", 0) for m in manifests)
+        ),
+        "Finished": max(m.get("finished", "") for m in manifests)[:10],
+        "Code": each(code),
+        "Hardware": each(lambda m: m.get("hardware", "")),
     }
-    return [(k, "; ".join(filter(None, v))) for k, v in joined.items() if any(v)] * bool(manifests)
+    return [(label, value) for label, value in facts.items() if value]
 
 
 def _duration(seconds: float) -> str:
@@ -305,19 +246,3 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-@cache
-def _css() -> Markup:
-    """The style sheet without its comments and indentation."""
-    text = (Path(__file__).parent / "template" / "style.css").read_text()
-    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"/\*.*?\*/", "", text, flags=re.S)).strip()
-    return Markup(text)
-
-
-def _study_template(name: str, page: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    loader = FileSystemLoader(Path(__file__).parent / "template")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name).render(page=page)

@@ -86,8 +86,7 @@ def html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "study" / "reports" / "03_distillation.ipynb"
     path.parent.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), path)
-    page.render(path, path.with_suffix(".html"), manifest=MANIFEST)
-    return path.with_suffix(".html").read_text()
+    return page.html(nbformat.read(path, as_version=4), path, manifest=MANIFEST)
 
 
 VOID = {"meta", "img", "br", "hr", "input"}
@@ -222,7 +221,7 @@ def test_spans_of_a_multiindex_are_groups() -> None:
     columns = pd.MultiIndex.from_product([["x", "y"], ["p", "q"]])
     index = pd.MultiIndex.from_product([["A", "B"], [1, 2]], names=["big", "small"])
     html = pd.DataFrame([[1.0] * 4] * 4, index=index, columns=columns).to_html()
-    table = BeautifulSoup(markup.tidy(html, markup.Renderer()), "html.parser").table
+    table = BeautifulSoup(markup.tidy(html), "html.parser").table
     scopes = [(th.get_text(), th["scope"]) for th in table.find_all("th")]
     assert scopes[:8] == [
         ("x", "colgroup"), ("y", "colgroup"), ("big", "col"), ("small", "col"),
@@ -231,6 +230,29 @@ def test_spans_of_a_multiindex_are_groups() -> None:
     assert ("A", "rowgroup") in scopes
     assert ("1", "row") in scopes
     assert len(table.select("td.num")) == 16 + 4 - 4
+
+
+@pytest.mark.parametrize(
+    ("harm", "left"),
+    [
+        ("<p onclick='x()' style='background: url(http://x)'>text</p>", "<p>text</p>"),
+        ("<div><style>@import url(http://x)</style><b>text</b></div>", "<div><b>text</b></div>"),
+        ("<svg><script>x()</script><a href='javascript:x()'>text</a></svg>", "text"),
+        (
+            "<!-- note --><iframe srcdoc='<script>'></iframe><img src=http://x onerror=y>text",
+            "text",
+        ),
+    ],
+)
+def test_html_of_an_output_keeps_nothing_that_runs_or_loads(harm: str, left: str) -> None:
+    assert markup.tidy(harm) == left
+
+
+def test_html_in_markdown_is_shown_as_text_and_harmful_links_lead_nowhere() -> None:
+    html = markup.Renderer().markdown("<b onclick=x>a</b> [b](javascript:x) ![c](javascript:x)")
+    soup = BeautifulSoup(html, "html.parser")
+    assert {tag.name for tag in soup.find_all(True)} == {"p", "a"}
+    assert {a["href"] for a in soup.find_all("a")} == {"#harmful-link"}
 
 
 def test_figures_have_their_description_and_their_data(html: str) -> None:
@@ -291,14 +313,13 @@ def test_index_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     folder = tmp_path / "study"
     (folder / "runs.csv").write_text("run\n")
     cards = page.cards(folder, sources)
-    assert [(c.title, c.status) for c in cards] == [
+    assert [(c["title"], c["status"]) for c in cards] == [
         ("Which loss?", "missing"), ("Which part?", "failed"), ("Sum", "done")
     ]  # fmt: skip
-    problems = [{"run": "ab12", "method": "<b>", "reason": "NaN in epoch 3"}]
+    problems = pd.DataFrame([{"run": "ab12", "method": "<b>", "reason": "NaN in epoch 3"}])
     intro = "What it *is*."
-    written = page.write_index(folder, title="A & B", cards=cards, intro=intro, problems=problems)
-    assert written == folder / "index.html"
-    text = written.read_text()
+    page.write_index(folder, title="A & B", cards=cards, intro=intro, problems=problems)
+    text = (folder / "index.html").read_text()
     seen = Loads()
     seen.feed(text)
     assert not [x for x in seen.loads if not x.startswith("data:")]
@@ -324,7 +345,8 @@ def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cards = page.cards(tmp_path / "study", study(tmp_path, monkeypatch))
     page.write_index(tmp_path / "study", title="A & B", cards=cards)
     (tmp_path / "half").mkdir()  # a study without an index is none yet
-    soup = BeautifulSoup(page.write_studies_index(tmp_path).read_text(), "html.parser")
+    page.write_studies_index(tmp_path)
+    soup = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
     (card,) = soup.select(".card")
     assert card.a["href"] == "study/index.html"
     assert card.h3.get_text() == "A & B"
