@@ -74,7 +74,7 @@ def _panels(
 ) -> tuple[Figure, list[Axes]]:
     # Not through pyplot: nothing stays registered, so that a notebook shows a figure once.
     figure = Figure(figsize=(5.0, height), layout="constrained")
-    panels = list(np.atleast_1d(figure.subplots(rows, columns, **share)).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
     for axes in panels:  # ticks that are made later, when the picture is written, look the same
         axes.tick_params(labelsize=9, colors="0.25", grid_color="0.92")
     return figure, panels
@@ -85,12 +85,7 @@ def _note(figure: Figure, text: str) -> None:
 
 
 def _name(
-    axes: Axes,
-    text: str,
-    at: tuple[Any, Any],
-    colour: str,
-    shift: tuple[float, float] = (0, 0),
-    **how: Any,
+    axes: Axes, text: str, at: tuple[Any, Any], colour: str, shift: Any = (0, 0), **how: Any
 ) -> None:
     how = {"fontsize": 9, "fontweight": "bold", "color": colour, **how}
     axes.annotate(text, at, shift, textcoords="offset points", **how)
@@ -98,9 +93,8 @@ def _name(
 
 def _ends(rows: pd.DataFrame) -> np.ndarray:
     """Lengths of the error bars [2, rows]; zero where there is no interval."""
-    return np.nan_to_num(
-        np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]], dtype=float)
-    )
+    ends = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+    return np.nan_to_num(np.array(ends, dtype=float))
 
 
 def _spread(places: Any, gap: float, low: float, high: float) -> np.ndarray:
@@ -143,11 +137,8 @@ def _dots(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[Figure, Axes]:
     shown = [metric for metric in metrics if metric in set(rows["metric"])]
     figure, (axes,) = _panels(height=1.1 + 0.44 * len(labels))
     for k, metric in enumerate(shown):
-        part = rows[rows["metric"] == metric]
-        y = np.array([labels.index(label) for label in part["label"]]) + 0.19 * (
-            k - (len(shown) - 1) / 2
-        )
-        colour, marker = METRIC_LOOKS[metric]
+        part, (colour, marker) = rows[rows["metric"] == metric], METRIC_LOOKS[metric]
+        y = part["label"].map(labels.index) + 0.19 * (k - (len(shown) - 1) / 2)
         axes.errorbar(part["mean"], y, xerr=_ends(part), fmt=marker, color=colour, ms=5.5, lw=1.3)
     axes.set_yticks(range(len(labels)), [fill(label, 24) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -1.0)
@@ -158,10 +149,9 @@ def _dots(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[Figure, Axes]:
     first = [(rows.loc[rows["metric"] == metric, "mean"].iloc[0], 0) for metric in shown]
     left, right = axes.transAxes.transform([(0.04, 0), (0.96, 0)])[:, 0]
     pixel = _spread(axes.transData.transform(first)[:, 0], 44 * figure.dpi / 72, left, right)
-    for metric, x in zip(
-        shown, axes.transData.inverted().transform([(x, 0) for x in pixel]), strict=True
-    ):
-        _name(axes, metric, (x[0], -0.72), METRIC_LOOKS[metric][0], ha="center", va="center")
+    places = axes.transData.inverted().transform([(x, 0) for x in pixel])[:, 0]
+    for metric, x in zip(shown, places, strict=True):
+        _name(axes, metric, (x, -0.72), METRIC_LOOKS[metric][0], ha="center", va="center")
     return figure, axes
 
 
@@ -205,17 +195,12 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
     for axes, batch in zip(panels, batches, strict=True):
         axes.axhline(100 / mass["group"].nunique(), color="0.4", lw=0.9, ls=":")
         for group in dict.fromkeys(mass["group"]):
-            share = mass[(mass["batch"] == batch) & (mass["group"] == group)].groupby("stage")[
-                "share"
-            ]
-            low, mean, high = (
-                x[stages].to_numpy()
-                for x in (share.quantile(0.025), share.mean(), share.quantile(0.975))
-            )
-            colour, marker = METRIC_LOOKS[group]
-            axes.errorbar(
-                stages, mean, yerr=[mean - low, high - mean], fmt=f"{marker}-", color=colour
-            )
+            part = mass[(mass["batch"] == batch) & (mass["group"] == group)]
+            share, (colour, marker) = part.groupby("stage")["share"], METRIC_LOOKS[group]
+            low, high = (share.quantile(q)[stages].to_numpy() for q in (0.025, 0.975))
+            mean = share.mean()[stages].to_numpy()
+            bars = [mean - low, high - mean]
+            axes.errorbar(stages, mean, yerr=bars, fmt=f"{marker}-", color=colour)
             if batch == batches[-1]:
                 _name(axes, group, (0, mean[0]), colour, (8, 5))
         axes.set_title(f"{batch} batch")
@@ -227,32 +212,27 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
 
 @styled
 def accuracy_by_frequency(per_class: pd.DataFrame) -> Figure:
-    """Test accuracy of each class against its training images; a line marks each group's mean."""
-    labels = list(dict.fromkeys(per_class["label"]))
-    figure, panels = _panels(len(labels), height=2.9 * len(labels), sharex=True)
-    for axes, label in zip(panels, labels, strict=True):
-        part = per_class[per_class["label"] == label]
-        mean = part.groupby(["class_id", "class_name", "group", "count"], as_index=False)[
-            "accuracy"
-        ].mean()
-        for g, group in enumerate(GROUPS):
-            own, (colour, marker) = mean[mean["group"] == g], METRIC_LOOKS[group]
-            level, n = own["accuracy"].mean(), own["count"]
-            axes.plot(n, own["accuracy"], marker, color=colour, alpha=0.85)
-            axes.hlines(level, n.min(), n.max(), color=colour, lw=2.5, alpha=0.5)
-            top: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "ha": "center"}
-            _name(axes, f"{group} {level:.1f}", (n.median(), 1.03), colour, **top)
-        for row in mean.to_dict("records") if len(mean) <= 20 else ():
-            at = (row["count"], row["accuracy"])
-            _name(axes, row["class_name"], at, "0.3", (0, 6), ha="center", fontweight="normal")
-        axes.set(xscale="log", xlim=(mean["count"].min() * 0.85, mean["count"].max() * 1.2))
-        axes.margins(y=0.14)
-        axes.set_title(label, pad=18)
-        axes.set_ylabel("test accuracy, %")
-        axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-    panels[-1].set_xlabel("training images of the class (log scale)")
+    """One label's test accuracy by class against training images; a line marks a group's mean."""
+    figure, (axes,) = _panels(height=2.9)
+    same = ["class_id", "class_name", "group", "count"]
+    mean = per_class.groupby(same, as_index=False)[["accuracy"]].mean()
+    for g, group in enumerate(GROUPS):
+        own, (colour, marker) = mean[mean["group"] == g], METRIC_LOOKS[group]
+        level, n = own["accuracy"].mean(), own["count"]
+        axes.plot(n, own["accuracy"], marker, color=colour, alpha=0.85)
+        axes.hlines(level, n.min(), n.max(), color=colour, lw=2.5, alpha=0.5)
+        top: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "ha": "center"}
+        _name(axes, f"{group} {level:.1f}", (n.median(), 1.03), colour, **top)
+    for row in mean.to_dict("records") if len(mean) <= 20 else ():
+        at = (row["count"], row["accuracy"])
+        _name(axes, row["class_name"], at, "0.3", (0, 6), ha="center", fontweight="normal")
+    axes.set(xscale="log", xlim=(mean["count"].min() * 0.85, mean["count"].max() * 1.2))
+    axes.margins(y=0.14)
+    axes.set_title(per_class["label"].iloc[0], pad=18)
+    axes.set(xlabel="training images of the class (log scale)", ylabel="test accuracy, %")
+    axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -291,9 +271,8 @@ def learning_curves(
                 continue
             colour, marker = look(str(method))
             axes.plot(course.index, course["mean"], DASHES.get(marker, "-"), color=colour, lw=1.8)
-            axes.fill_between(
-                course.index, course["min"], course["max"], color=colour, alpha=0.15, lw=0
-            )
+            band: dict[str, Any] = {"color": colour, "alpha": 0.15, "lw": 0}
+            axes.fill_between(course.index, course["min"], course["max"], **band)
             ends.append((course.index[-1], course["mean"].iloc[-1], part["label"].iloc[0], colour))
         axes.set(ylabel=f"{metric}, %", xlim=(curves["epoch"].min(), curves["epoch"].max()))
         _end_labels(axes, ends)
@@ -316,16 +295,14 @@ def group_count(paired: pd.DataFrame, reported: pd.DataFrame, metric: str = "all
     own, (colour, marker) = paired[paired["metric"] == metric], look("ltkd")
     reference = pd.DataFrame([{"n_groups": 3, "mean": 0.0, "low": 0.0, "high": 0.0}])
     own = pd.concat([own, reference]).sort_values("n_groups")
-    axes.errorbar(
-        own["n_groups"], own["mean"], yerr=_ends(own), fmt=f"{marker}-", color=colour, zorder=4
-    )
+    line: dict[str, Any] = {"yerr": _ends(own), "fmt": f"{marker}-", "color": colour}
+    axes.errorbar(own["n_groups"], own["mean"], **line, zorder=4)
     axes.plot(3, 0, marker, color=colour, mfc="white", zorder=5)
     ends.append((own["n_groups"].iloc[-1], own["mean"].iloc[-1], "this study", colour))
     axes.axhline(0, color="0.4", lw=0.9)
     ticks = sorted({3, *own["n_groups"].astype(int), *reported["cell"].astype(int)} - {4, 25})
-    axes.set(
-        xscale="log", xlabel="number of groups (log scale)", ylabel=f"{metric}: points from n = 3"
-    )
+    axes.set(xscale="log", xlabel="number of groups (log scale)")
+    axes.set_ylabel(f"{metric}: points from n = 3")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     _note(figure, f"bars: paired {OVER_SEEDS}; grey: the paper, CIFAR-100-LT, γ = 100")
@@ -341,10 +318,8 @@ def against_paper(cells: pd.DataFrame) -> Figure:
     for method, part in cells.groupby("method", sort=False):
         colour, marker = look(str(method))
         axes.errorbar(part["paper"], part["mean"], yerr=_ends(part), fmt=marker, color=colour)
-        ends += [
-            (r["paper"], r["mean"], f"{r['label']}, {r['metric']}", colour)
-            for r in part.to_dict("records")
-        ]
+        for row in part.to_dict("records"):
+            ends.append((row["paper"], row["mean"], f"{row['label']}, {row['metric']}", colour))
     values = cells[["paper", "mean"]].to_numpy()
     axes.axline((values.min(),) * 2, (values.max(),) * 2, color="0.4", lw=0.9, ls="--")
     axes.set(xlabel="the paper, %", ylabel="this study, %")
@@ -356,14 +331,13 @@ def against_paper(cells: pd.DataFrame) -> Figure:
 @styled
 def confusion(shares: pd.DataFrame) -> Figure:
     """Where the test images of each group go, in percent of the group; a panel a network."""
-    labels = list(dict.fromkeys(shares["label"]))
-    figure, panels = _panels(1, len(labels), height=2.6, sharey=True)
-    for axes, label in zip(panels, labels, strict=True):
-        part = shares[shares["label"] == label]
+    n = shares["label"].nunique()
+    figure, panels = _panels(1, n, height=2.6, sharey=True)
+    for axes, (label, part) in zip(panels, shares.groupby("label", sort=False), strict=True):
         grid = part.pivot_table(index="true", columns="predicted", values="share")
         sns.heatmap(grid.loc[list(GROUPS), list(GROUPS)], ax=axes, cmap="Greys", vmax=130, **CELLS)
-        axes.set(title=fill(label, 20), xlabel="", ylabel="")
-        axes.tick_params(labelrotation=0, length=0, labelsize=9 if len(labels) < 3 else 7.5)
+        axes.set(title=fill(str(label), 20), xlabel="", ylabel="")
+        axes.tick_params(labelrotation=0, length=0, labelsize=9 if n < 3 else 7.5)
     panels[0].set_ylabel("true group")
     figure.supxlabel("predicted group", fontsize=10)
     return figure
@@ -376,9 +350,8 @@ def waterfall(steps: pd.DataFrame) -> Figure:
     for y, row in enumerate(steps.to_dict("records")):
         total, end = row["kind"] == "total", row["start"] + row["mean"]
         colour = look(row["method"])[0] if total else ("#b0127b" if row["mean"] >= 0 else "#7a7a7a")
-        axes.barh(
-            y, row["mean"], left=row["start"], color=colour, height=0.62, alpha=1 if total else 0.75
-        )
+        bar: dict[str, Any] = {"color": colour, "height": 0.62, "alpha": 1 if total else 0.75}
+        axes.barh(y, row["mean"], left=row["start"], **bar)
         text, right = f"{row['mean']:.1f}", end
         if not total:
             axes.errorbar(end, y, xerr=_ends(steps.iloc[[y]]), color="0.2", lw=1.2)
@@ -406,17 +379,8 @@ def trade_off(summary: pd.DataFrame) -> Figure:
         colour, marker = look(str(method))
         x, y = (part[part["metric"] == metric] for metric in ("all", "tail"))
         face = "white" if part["ours"].any() else colour
-        axes.errorbar(
-            x["mean"],
-            y["mean"],
-            xerr=_ends(x),
-            yerr=_ends(y),
-            fmt=marker,
-            color=colour,
-            mfc=face,
-            lw=0.9,
-            mew=1.4,
-        )
+        how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
+        axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
         ends.append((x["mean"].iloc[0], y["mean"].iloc[0], str(x["label"].iloc[0]), colour))
     axes.set(xlabel="all classes, %", ylabel="tail classes, %")
     _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper")

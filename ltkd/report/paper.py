@@ -95,12 +95,8 @@ def reported(table: str, **where: object) -> pd.DataFrame:
 def settings(table: str) -> list[Setting]:
     """The settings of one of the paper's tables."""
     keys = reported(table)[["dataset", "gamma", "teacher", "student"]].drop_duplicates()
-    return [
-        Setting(
-            row["dataset"], row["gamma"], row["teacher"], row["student"], EPOCHS[row["dataset"]]
-        )
-        for row in keys.to_dict("records")
-    ]
+    rows = keys.itertuples(index=False, name=None)
+    return [Setting(data, g, teacher, student, EPOCHS[data]) for data, g, teacher, student in rows]
 
 
 def comparable(setting: Setting, table: str) -> bool:
@@ -114,9 +110,7 @@ def beside(setting: Setting, table: str) -> tuple[str, pd.DataFrame]:
     The closest setting there: the same networks and gamma, else the same networks, else the first.
     """
     near = max(settings(table), key=lambda s: (s[:4] == setting[:4], s[2:4] == setting[2:4]))
-    rows = reported(
-        table, dataset=near.dataset, gamma=near.gamma, teacher=near.teacher, student=near.student
-    )
+    rows = reported(table, **dict(zip(near._fields[:4], near, strict=False)))
     trust = rows["trust"].iloc[0]
     if near == setting:
         return f"**Beside the paper** ({near.title}; {trust}): the same setting.", rows

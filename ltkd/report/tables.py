@@ -10,6 +10,7 @@ Functions take the rows of one setting (data set, gamma, pair, schedule): see ``
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ GROUPS = ("head", "medium", "tail")
 METRICS = ("all", *GROUPS)
 BEST = "all, best test epoch †"
 LABELS = {name: method.label for name, method in METHODS.items()} | {
-    "reviewkd": "ReviewKD", "catkd": "CAT-KD", "baseline": "KD (baseline)",
+    "baseline": "KD (baseline)",
     "cross_biased": "cross, biased", "cross_rebalanced": "cross, rebalanced",
     "within_only": "within only", "cross_and_within": "cross + within (LTKD)"}  # fmt: skip
 
@@ -119,16 +120,20 @@ def named(runs: pd.DataFrame, by: str) -> pd.DataFrame:
     return runs.assign(label=runs[by].map(LABELS).fillna(runs[by]))
 
 
+def _tidy(runs: pd.DataFrame, by: str, metrics: Sequence[str], about: str) -> pd.DataFrame:
+    rows = []
+    for key, part in runs.groupby(by, sort=False):
+        same = {by: key, "label": part["label"].iloc[0], about: part[about].iloc[0]}
+        rows += [{**same, "metric": m, **vars(t_interval(part[m]))} for m in metrics]
+    columns = [by, "label", about, "metric", "mean", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def summarise(
     runs: pd.DataFrame, by: str = "method", metrics: Sequence[str] = METRICS
 ) -> pd.DataFrame:
     """Mean and t interval over seeds. Tidy: by, label, ours, metric, mean, low, high, n."""
-    rows = [
-        {by: key, "label": part["label"].iloc[0], "ours": bool(part["ours"].any()),
-         "metric": metric, **vars(t_interval(part[metric]))}
-        for key, part in named(runs, by).groupby(by, sort=False) for metric in metrics
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=[by, "label", "ours", "metric", "mean", "low", "high", "n"])
+    return _tidy(named(runs, by), by, metrics, "ours")
 
 
 def paired(
@@ -139,19 +144,14 @@ def paired(
     Tidy: by, label, reference, metric, mean, low, high, n; n counts the seeds that both have. Empty
     when the reference did not run.
     """
-    runs = named(runs, by)
-    if runs.duplicated([by, "seed"]).any():
+    runs = named(runs, by).set_index("seed")
+    if runs.set_index(by, append=True).index.has_duplicates:
         raise ValueError(f"by = {by!r}: a seed stands there twice; give the rows of one setting")
-    base = runs[runs[by] == reference].set_index("seed")
-    rows = [
-        {by: key, "label": part["label"].iloc[0], "reference": base["label"].iloc[0],
-         "metric": metric, **vars(t_interval(part.set_index("seed")[metric] - base[metric]))}
-        for key, part in runs[runs[by] != reference].groupby(by, sort=False)
-        for metric in metrics if len(base)
-    ]  # fmt: skip
-    return pd.DataFrame(
-        rows, columns=[by, "label", "reference", "metric", "mean", "low", "high", "n"]
-    )
+    base, others = runs[runs[by] == reference], runs[runs[by] != reference]
+    if base.empty:
+        return _tidy(others[:0].assign(reference=""), by, metrics, "reference")
+    gaps = others[list(metrics)] - base[list(metrics)].reindex(others.index)
+    return _tidy(others.assign(reference=base["label"].iloc[0], **gaps), by, metrics, "reference")
 
 
 def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
@@ -227,16 +227,14 @@ def bootstrap(
     groups [C]: class -> 0, 1, 2. Tidy, in percent: metric, mean, low, high, n (images).
     """
     rng, sizes = np.random.default_rng(seed), np.bincount(labels, minlength=len(groups))
-    means = np.empty((draws + 1, len(groups)))
+    means = np.empty((draws + 1, len(groups)))  # the first row is the sample itself
     for c, size in enumerate(sizes):
         own = np.asarray(scores, dtype=float)[labels == c]
         means[0, c], means[1:, c] = own.mean(), own[rng.integers(size, size=(draws, size))].mean(1)
     rows = []
     for metric in METRICS:
-        chosen = np.flatnonzero(
-            (groups == GROUPS.index(metric)) if metric != "all" else groups >= 0
-        )
-        if len(chosen):
+        chosen = groups >= 0 if metric == "all" else groups == GROUPS.index(metric)
+        if chosen.any():
             weights = sizes[chosen] if metric == "all" else None
             value = 100 * np.average(means[:, chosen], axis=1, weights=weights)
             low, high = np.quantile(value[1:], TAILS)
@@ -245,18 +243,20 @@ def bootstrap(
     return pd.DataFrame(rows)
 
 
+def _right(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> np.ndarray:
+    """Share of the runs that have each test image right [N]."""
+    labels = np.asarray(data.test_labels)
+    return np.mean([np.asarray(predictions[run]) == labels for run in runs["run"]], axis=0)
+
+
 def over_images(
     runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any
 ) -> pd.DataFrame:
     """Accuracy of each label, mean over its seeds, with its bootstrap interval over test images."""
-    labels, rows = np.asarray(data.test_labels), {}
+    labels, groups, rows = np.asarray(data.test_labels), np.asarray(data.groups(3)), {}
     for label, part in runs.groupby("label", sort=False):
-        score = np.mean([np.asarray(predictions[run]) == labels for run in part["run"]], axis=0)
-        found = bootstrap(score, labels, np.asarray(data.groups(3)))
-        shown = [
-            Interval.of(row).difference().removeprefix("+") for row in found.to_dict("records")
-        ]
-        rows[label] = dict(zip(found["metric"], shown, strict=True))
+        found = bootstrap(_right(part, predictions, data), labels, groups).to_dict("records")
+        rows[label] = {r["metric"]: Interval.of(r).difference().removeprefix("+") for r in found}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -268,23 +268,25 @@ def both_intervals(
     reference: str,
 ) -> pd.DataFrame:
     """One difference with its two intervals side by side: over seeds, and over test images."""
-    seeds = {m: set(runs.loc[runs["method"] == m, "seed"]) for m in (method, reference)}
-    runs = runs[runs["seed"].isin(seeds[method] & seeds[reference])]
-    if runs.empty:
+    ours, theirs = (runs[runs["method"] == name] for name in (method, reference))
+    ours, theirs = (
+        ours[ours["seed"].isin(theirs["seed"])],
+        theirs[theirs["seed"].isin(ours["seed"])],
+    )
+    if ours.empty:
         return pd.DataFrame()
-    labels, score = np.asarray(data.test_labels), {}
-    for m in (method, reference):
-        guesses = [np.asarray(predictions[run]) for run in runs.loc[runs["method"] == m, "run"]]
-        score[m] = np.mean([guess == labels for guess in guesses], axis=0)
-    images = bootstrap(score[method] - score[reference], labels, np.asarray(data.groups(3)))
-    gaps = paired(runs, reference)
-    rows = []
+    score = _right(ours, predictions, data) - _right(theirs, predictions, data)
+    images = bootstrap(score, np.asarray(data.test_labels), np.asarray(data.groups(3)))
+    gaps, rows = paired(pd.concat([ours, theirs]), reference), {}
     for row in images.to_dict("records"):
-        over_seeds = interval_of(gaps, method=method, metric=row["metric"])
-        shown = {"over seeds (t, paired)": over_seeds.difference(), "seeds": over_seeds.n}
-        shown |= {"over test images (bootstrap)": Interval.of(row).difference(), "images": row["n"]}
-        rows.append({"": row["metric"], **shown})
-    return pd.DataFrame(rows).set_index("")
+        gap = interval_of(gaps, method=method, metric=row["metric"])
+        rows[row["metric"]] = {
+            "over seeds (t, paired)": gap.difference(),
+            "seeds": gap.n,
+            "over test images (bootstrap)": Interval.of(row).difference(),
+            "images": row["n"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def beside_paper(
@@ -298,13 +300,12 @@ def beside_paper(
     same = paper.comparable(setting, table)
     values = cells.set_index(["cell", "metric"])["top1"]
     rows: dict[str, dict[str, str]] = {}
-    theirs = "paper" if same else "paper, other setting"
+    theirs, digits = ("paper", 2) if same else ("paper, other setting", 1)
     metrics = [m for m in ("tail", "all") if m in set(cells["metric"])]
     for row in summarise(runs, by, metrics).to_dict("records"):
         ours, metric, line = Interval.of(row), row["metric"], rows.setdefault(row["label"], {})
         value = values.get((str(row[by]), metric), np.nan)
-        line[f"{metric}: ours"] = ours.plus_minus(2 if same else 1)
-        line[f"{metric}: {theirs}"] = f"{value:.2f}"
+        line |= {f"{metric}: ours": ours.plus_minus(digits), f"{metric}: {theirs}": f"{value:.2f}"}
         if same:
             line[f"{metric}: ours − paper"] = f"{ours.mean - value:+.2f}".replace("-", "−")
     for cell in cells["cell"].unique() if others else ():
@@ -327,25 +328,20 @@ def against_paper(runs: pd.DataFrame, setting: Setting, table: str) -> pd.DataFr
 
 def classes(data: Any) -> pd.DataFrame:
     """A row a class: class_id, class_name, count (training images), group (0 head, 1, 2)."""
-    columns = {"class_name": list(data.class_names), "count": data.counts, "group": data.groups(3)}
-    return (
-        pd.DataFrame({k: np.asarray(v) for k, v in columns.items()})
-        .rename_axis("class_id")
-        .reset_index()
-    )
+    columns = {"class_name": data.class_names, "count": data.counts, "group": data.groups(3)}
+    frame = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
+    return frame.rename_axis("class_id").reset_index()
 
 
 def group_table(data: Any) -> pd.DataFrame:
     """A row a group: classes, training and test images, and what one test image is worth."""
     frame = classes(data)
     frame["test"] = np.bincount(np.asarray(data.test_labels), minlength=len(frame))
-    table = frame.groupby("group").agg(
-        classes=("class_id", "size"), training_images=("count", "sum"), largest=("count", "max"),
-        smallest=("count", "min"), test_images=("test", "sum"))  # fmt: skip
-    table["one test image, points"] = (100 / table["test_images"]).round(2)
-    return table.set_axis([GROUPS[g] for g in table.index]).rename(
-        columns=lambda c: c.replace("_", " ")
-    )
+    groups = frame.groupby("group")
+    table = groups["count"].agg(["size", "sum", "max", "min"]).assign(test=groups["test"].sum())
+    table.columns = ["classes", "training images", "largest", "smallest", "test images"]
+    table["one test image, points"] = (100 / table["test images"]).round(2)
+    return table.set_axis([GROUPS[group] for group in table.index])
 
 
 def completeness(study: Any, part: str) -> Markdown | pd.DataFrame:
@@ -370,13 +366,9 @@ def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
         row: dict[Any, Any] = means.loc[after].to_dict() | {"method": methods[after]}
         row |= {"kind": "total", "start": 0.0}
         if 0 < k < len(path):
-            before = path[k - 1]
-            row |= {
-                "label": f"→ {row['label']}",
-                "kind": "step",
-                "start": means.loc[before, "mean"],
-            }
-            row |= vars(interval_of(paired(cells, before, "cell", [metric]), cell=after))
+            start, label = means.loc[path[k - 1], "mean"], f"→ {row['label']}"
+            row |= {"label": label, "kind": "step", "start": start}
+            row |= vars(interval_of(paired(cells, path[k - 1], "cell", [metric]), cell=after))
         rows.append(row)
     return pd.DataFrame(rows if len(path) > 1 else [])
 
@@ -434,29 +426,24 @@ def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
     spread = {s: np.ptp(share[[s]].to_numpy(), axis=1) for s in ("teacher", "rebalanced")}
     removed = pd.Series(spread["teacher"] - spread["rebalanced"], share.index)
     excess = (share["teacher", "head"] - share["labels", "head"]).xs("balanced", level="batch")
+    biased = "spread over groups: biased − rebalanced, long-tailed batches"
     effects = {
         "head: teacher − labels, balanced batches": excess,
-        "spread over groups: biased − rebalanced, long-tailed batches": removed.xs(
-            "long-tailed", level="batch"
-        ),
+        biased: removed.xs("long-tailed", level="batch"),
     }
-    return {
-        name: Interval(x.mean(), float(x.quantile(TAILS[0])), float(x.quantile(TAILS[1])), len(x))
-        for name, x in effects.items()
-    }
+    low, high = ({name: float(x.quantile(q)) for name, x in effects.items()} for q in TAILS)
+    return {k: Interval(x.mean(), low[k], high[k], len(x)) for k, x in effects.items()}
 
 
 def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> pd.DataFrame:
     """Where each group's test images go, percent over all seeds: label, true, predicted, share."""
-    groups = np.asarray(data.groups(3))
-    truth, rows = groups[np.asarray(data.test_labels)], []
+    groups, rows = np.asarray(data.groups(3)), []
+    truth = groups[np.asarray(data.test_labels)]
     for label, part in runs.groupby("label", sort=False):
         guesses = np.stack([groups[np.asarray(predictions[run])] for run in part["run"]])
-        rows += [
-            {"label": label, "true": GROUPS[a], "predicted": GROUPS[b],
-             "share": 100 * np.mean(guesses[:, truth == a] == b)}
-            for a in np.unique(truth) for b in range(len(GROUPS))
-        ]  # fmt: skip
+        for a, b in product(np.unique(truth), range(len(GROUPS))):
+            share = 100 * np.mean(guesses[:, truth == a] == b)
+            rows.append({"label": label, "true": GROUPS[a], "predicted": GROUPS[b], "share": share})
     return pd.DataFrame(rows)
 
 

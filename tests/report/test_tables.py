@@ -246,8 +246,8 @@ def test_every_claim_of_a_study_whose_answers_are_known():
         **{f"{part}_{what}": labels for part in ("test", "train") for what in ("images", "labels")},
     })()  # fmt: skip
     study = type("S", (), {
-        "parameters": type("P", (), {"schedule": "steps", "gammas": [100.0], "temperature": 1.0}),
-        "pairs": [pair], "results": lambda self, part: parts[part],
+        "parameters": type("P", (), {"schedule": "steps", "gammas": [100.0]}),
+        "pairs": [pair], "temperature": 1.0, "results": lambda self, part: parts[part],
         "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
         # Twice the logit in the head, whatever the image.
         "logits": lambda self, model, images: np.tile(np.repeat([2, 1, 1], [7, 6, 7]), (40, 1)),
