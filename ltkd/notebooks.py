@@ -1,7 +1,7 @@
 """papermill, made safe: strict parameters, reports that are whole or absent, no kernel left behind.
 
-A notebook gets its parameters as papermill writes them and runs headless, by nbclient, in a kernel
-of its own, of this very interpreter. Only when every cell ran does it become the report. After a
+A notebook runs headless in a kernel of its own, of this very interpreter. What it has done so far
+is written to a hidden .part file; only when every cell ran does that become the report. After a
 failure the last good report stays as it was and the failed copy stands beside it.
 """
 
@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .params import nearest
 
 MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LINES = 60  # of a traceback: the end of a terminal's output should still fit a screen or two
 _LIVE: set[Any] = set()  # managers of the kernels now running, for a quick end on Ctrl-C
 
@@ -59,98 +62,68 @@ def execute(
     ``halted`` turned true meanwhile, a broken kernel was ended by us: that is raised, not reported.
     """
     import nbformat
-    from papermill.translators import translate_parameters
+    import papermill
+    from papermill.execute import remove_error_markers
 
     from .report import page
 
     started = time.monotonic()
     notebook, reports = Path(notebook).resolve(), Path(reports).resolve()
-    made = nbformat.read(notebook, as_version=4)
-    place = _check_parameters(notebook, made, parameters)
-    if parameters:
-        code = translate_parameters("python3", "python", parameters)
-        cell = nbformat.v4.new_code_cell(code, id="injected-parameters")
-        cell.metadata.tags = ["injected-parameters"]
-        made.cells.insert(place + 1, cell)
+    source = nbformat.read(notebook, as_version=4)
+    _check_parameters(notebook, source, parameters)
     reports.mkdir(parents=True, exist_ok=True)
-    report, failed = (reports / f"{notebook.stem}{kind}.ipynb" for kind in ("", ".failed"))
-    at, error, said = _run(made, notebook.parent, timeout, env or {})
-    seconds = time.monotonic() - started
-    if error:
-        if halted():
+    stem = notebook.stem
+    part = reports / f".{stem}.part.ipynb"  # papermill wants the suffix; the dot hides it
+    report, failed = reports / f"{stem}.ipynb", reports / f"{stem}.failed.ipynb"
+    error: Exception | None = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="ltkd-") as scratch:
+            try:
+                papermill.execute_notebook(
+                    notebook.as_posix().replace("{", "{{").replace("}", "}}"),  # it formats paths
+                    part.as_posix().replace("{", "{{").replace("}", "}}"),
+                    dict(parameters),
+                    engine_name=_engine(),
+                    progress_bar=False,
+                    cell_folder=notebook.parent,
+                    cell_timeout=timeout,
+                    # No start-up files or hash seeds of the user's: the same records, same bytes.
+                    cell_env={"IPYTHONDIR": scratch, "PYTHONHASHSEED": "0"} | dict(env or {}),
+                    scratch=scratch,
+                )
+            except Exception as exception:
+                error = exception
+            log = Path(scratch, "kernel.log")
+            said = log.read_text(errors="replace") if log.exists() else ""
+        if error and halted():
             raise error
-        name, text = _account(notebook, made.cells, at, error, said)
-        write_atomic(failed, nbformat.writes(made) + "\n")
-        with suppress(Exception):  # the text and the failed notebook say it already
-            write_atomic(failed.with_suffix(".html"), page.html(made, failed, manifest=None))
-        return NotebookResult(notebook, False, failed, seconds, name, f"{text}\n\nkept: {failed}")
-    shown = [output.get("data", {}) for cell in made.cells for output in cell.get("outputs", [])]
-    manifest = next((data[MANIFEST] for data in shown if MANIFEST in data), None)
-    html = page.html(made, report, manifest=manifest)
-    write_atomic(report, nbformat.writes(made) + "\n")
-    write_atomic(report.with_suffix(".html"), html)
-    if manifest is not None:  # last: a report is up to date when its manifest says so
-        pages = {path.name: sha256(path) for path in (report, report.with_suffix(".html"))}
-        text = json.dumps(manifest | {"files": pages}, indent=1) + "\n"
-        write_atomic(report.with_suffix(".manifest.json"), text)
-    for stale in (failed, failed.with_suffix(".html")):
-        stale.unlink(missing_ok=True)
-    return NotebookResult(notebook, True, report, seconds)
-
-
-def _run(
-    notebook: Any, folder: Path, timeout: float | None, env: Mapping[str, str]
-) -> tuple[int | None, Exception | None, str]:
-    """Run the cells in ``folder``, in a kernel of this very interpreter; the outputs go into them.
-
-    Returns the cell it came to, the exception that ended it there, and what the kernel's process
-    printed past its notebook: a crash speaks only there.
-    """
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_core.utils import ensure_event_loop
-    from nbclient import NotebookClient
-
-    deadline = time.monotonic() + (timeout or 0)
-    at, error = None, None
-    with tempfile.TemporaryDirectory(prefix="ltkd-") as scratch:
-        # Sockets in a folder of ours rather than ports that the whole machine can reach;
-        # their paths have a limit of about a hundred characters.
-        ipc = {"transport": "ipc", "ip": f"{scratch}/k"} if len(scratch) < 80 else {}
-        manager = AsyncKernelManager(
-            # No folders: one that the user once installed as "python3" may be of another Python.
-            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
-            connection_file=f"{scratch}/kernel.json",
-            **ipc,
-        )
-        client: Any = NotebookClient(
-            notebook,
-            km=manager,
-            timeout_func=lambda _: timeout and max(1, math.ceil(deadline - time.monotonic())),
-            coalesce_streams=True,
-            record_timing=False,
-            raise_on_iopub_timeout=True,
-        )
-        client.reset_execution_trackers()
-        # No start-up files or hash seeds of the user's: the same records, the same bytes.
-        own = {"IPYTHONDIR": scratch, "PYTHONHASHSEED": "0"}
-        options = {"cwd": str(folder), "env": {**os.environ, **own, **env}, "cleanup_kc": True}
-        log = Path(scratch, "kernel.log")
-        _LIVE.add(manager)
-        try:
-            with log.open("wb") as out, client.setup_kernel(stdout=out, stderr=out, **options):
-                for at, cell in enumerate(notebook.cells):
-                    client.execute_cell(cell, at)
-                info = client.wait_for_reply(client.kc.kernel_info())
-                notebook.metadata["language_info"] = info["content"]["language_info"]
-        except Exception as exception:
-            error = exception
-        finally:
-            _kill_group(manager)  # also what the kernel had started and left
-            _LIVE.discard(manager)
-            with suppress(RuntimeError):  # the loop is the caller's own, and in use
-                ensure_event_loop().close()  # else jupyter_client made it for this thread
-        return at, error, log.read_text(errors="replace")
+        if not part.exists():  # papermill did not get as far as writing
+            raise error or RuntimeError(f"papermill wrote no output for {notebook.name}")
+        executed = remove_error_markers(nbformat.read(part, as_version=4))
+        name, text = _failure(notebook, executed, error, said)
+        text = text and f"{text}\n\nkept: {failed}"
+        _settle(executed, source)
+        seconds = time.monotonic() - started
+        if text:
+            write_atomic(failed, nbformat.writes(executed) + "\n")
+            with suppress(Exception):  # the text and the failed notebook say it already
+                html = page.html(executed, failed, manifest=None)
+                write_atomic(failed.with_suffix(".html"), html)
+            return NotebookResult(notebook, False, failed, seconds, name, text)
+        write_atomic(part, nbformat.writes(executed) + "\n")
+        manifest = _manifest(executed)
+        html = page.html(executed, report, manifest=manifest)
+        os.replace(part, report)
+        write_atomic(report.with_suffix(".html"), html)
+        if manifest is not None:  # last: a report is up to date when its manifest says so
+            path = report.with_suffix(".manifest.json")
+            pages = {name.name: sha256(name) for name in (report, report.with_suffix(".html"))}
+            write_atomic(path, json.dumps(manifest | {"files": pages}, indent=1) + "\n")
+        for stale in (failed, failed.with_suffix(".html")):
+            stale.unlink(missing_ok=True)
+        return NotebookResult(notebook, True, report, seconds)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def execute_all(
@@ -199,27 +172,33 @@ def execute_all(
     return [result for future in futures if (result := future.result())]
 
 
-def _check_parameters(notebook: Path, made: Any, parameters: Mapping[str, Any]) -> int:
-    """Refuse unknown names, and values that papermill would turn into code; else give the place of
-    the cell tagged ``parameters``, -1 where there is none."""
-    tagged = (i for i, c in enumerate(made.cells) if "parameters" in c.metadata.get("tags", []))
-    place = next(tagged, -1)
-    known = _assigned(made.cells[place].source) if place >= 0 else []
+def _manifest(executed: Any) -> dict[str, Any] | None:
+    """The sealed manifest that an executed notebook carries as an output (``Study.seal``)."""
+    for cell in reversed(executed.cells):
+        for output in cell.get("outputs", []):
+            if MANIFEST in output.get("data", {}):
+                return dict(json.loads(json.dumps(output["data"][MANIFEST])))  # plain, no nodes
+    return None
+
+
+def _check_parameters(notebook: Path, source: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse what papermill would only warn about (unknown names) or turn into code (objects)."""
+    cell = next((c for c in source.cells if "parameters" in c.metadata.get("tags", [])), None)
+    known = _assigned(cell.source) if cell is not None else []
     for name, value in parameters.items():
         if name not in known:
             hint = nearest(name, known or ["none: no cell is tagged `parameters`"])
             raise ValueError(f"{notebook.name}: unknown parameter {name!r} = {value!r}.{hint}")
         _check_plain(f"{notebook.name}: parameter {name}", value)
-    return place
 
 
 def _assigned(source: str) -> list[str]:
     """Names that a cell assigns at its top level, in order."""
     names: list[str] = []
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names += [target.id for target in targets if isinstance(target, ast.Name)]
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
 
 
@@ -241,6 +220,88 @@ def _check_plain(where: str, value: Any) -> None:
         )
 
 
+@cache
+def _engine() -> str:
+    """Register, once, a papermill engine that owns its kernel from start to end; give its name."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class ThisPython(KernelSpecManager):
+        # A kernel that the user once installed as "python3" may be of another environment.
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+    class OwnKernel(NBClientEngine):
+        @classmethod
+        def nb_kernel_name(cls, nb: Any, name: str | None = None) -> str:
+            return "python3"
+
+        @classmethod
+        def nb_language(cls, nb: Any, language: str | None = None) -> str:
+            return "python"
+
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, start_timeout: int = 60, **options: Any
+        ) -> None:
+            limit: float | None = options["cell_timeout"]
+            deadline = None if limit is None else time.monotonic() + limit
+            scratch = options["scratch"]
+            # Sockets in a folder of ours rather than ports that the whole machine can reach;
+            # their paths have a limit of about a hundred characters.
+            ipc = os.name == "posix" and len(scratch) < 80
+            manager = AsyncKernelManager(
+                kernel_name=kernel_name,
+                kernel_spec_manager=ThisPython(),
+                connection_file=os.path.join(scratch, "kernel.json"),
+                **({"transport": "ipc", "ip": os.path.join(scratch, "k")} if ipc else {}),
+            )
+            client = PapermillNotebookClient(
+                nb_man,
+                km=manager,
+                kernel_name=kernel_name,
+                startup_timeout=start_timeout,
+                timeout_func=lambda _: (
+                    None if deadline is None else max(1, math.ceil(deadline - time.monotonic()))
+                ),
+                coalesce_streams=True,
+                record_timing=False,
+            )
+            _LIVE.add(manager)
+            try:
+                # papermill's own cwd= changes the directory of the whole process: not with two.
+                with open(os.path.join(scratch, "kernel.log"), "wb") as log:
+                    client.execute(
+                        cleanup_kc=True,
+                        cwd=str(options["cell_folder"]),
+                        env=os.environ | options["cell_env"],
+                        stdout=log,
+                        stderr=log,
+                    )
+            finally:
+                _kill_group(manager)  # also what the kernel had started and left
+                _LIVE.discard(manager)
+                _close_loop()
+
+    papermill_engines.register("ltkd", OwnKernel)
+    return "ltkd"
+
+
+def _close_loop() -> None:
+    """Close the event loop that jupyter_client made for this thread, unless it is in use."""
+    import asyncio
+
+    from jupyter_core.utils import ensure_event_loop
+
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return
+    ensure_event_loop().close()
+
+
 def _kill_group(manager: Any) -> None:
     """Kill the kernel and its children: the kernel leads a process group of its own."""
     group = getattr(manager.provisioner, "pgid", None)
@@ -249,25 +310,50 @@ def _kill_group(manager: Any) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def _account(
-    notebook: Path, cells: Sequence[Any], at: int | None, error: Exception, said: str
-) -> tuple[str, str]:
-    """Class of the exception and a readable account of it; arguments as ``_run`` returns them."""
-    from nbclient.exceptions import CellExecutionError
-    from nbconvert.filters import strip_ansi
+def _failure(notebook: Path, executed: Any, error: Exception | None, said: str) -> tuple[str, str]:
+    """Class of the exception and a readable account of it; two empty texts when all cells ran.
 
-    name, value, where, code = type(error).__name__, str(error), "before its first cell", ""
+    ``said`` is what the kernel's process printed past its notebook: a crash speaks only there.
+    """
+    begun, broken = None, None
+    for index, cell in enumerate(executed.cells):
+        state = cell.metadata.get("papermill", {})
+        begun = index if state.get("start_time") else begun
+        outputs = cell.get("outputs", [])
+        # SystemExit(0) leaves the rest unrun without papermill calling it an error: we do.
+        if state.get("exception") or any(o.output_type == "error" for o in outputs):
+            broken = index
+            break
+    if broken is None and error is None:
+        return "", ""
+    at = broken if broken is not None else begun  # a dead kernel or a timeout marks no cell
+    in_cell = error is None or type(error).__name__ == "PapermillExecutionError"
+    name, value = type(error).__name__, str(error)
     trace = [value, *said.splitlines()[-20:]]
+    where, code = "before its first cell", ""
     if at is not None:
-        cell = cells[at]
-        where = f"in cell {at + 1} of {len(cells)} (In [{cell.get('execution_count')}])"
+        cell = executed.cells[at]
+        where = f"in cell {at + 1} of {len(executed.cells)} (In [{cell.get('execution_count')}])"
         code = "\n".join(f"    | {line}" for line in cell.source.splitlines())
-        if isinstance(error, CellExecutionError):
-            name, value = error.ename, error.evalue
-            lines = [line for output in cell.outputs for line in output.get("traceback", [])]
-            trace = "\n".join(lines).splitlines()
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and in_cell:
+                name, value = output.ename, output.evalue
+                trace = "\n".join(output.traceback).splitlines()
     if len(trace) > _LINES:
         trace = [*trace[:10], f"... {len(trace) - _LINES} lines ...", *trace[10 - _LINES :]]
-    first = strip_ansi(value).strip().partition("\n")[0]
-    title = f"{notebook.name} failed {where} with {name}" + (f": {first}" if first else "")
-    return name, "\n\n".join(filter(None, (title, code, strip_ansi("\n".join(trace)).strip())))
+    first = _ANSI.sub("", value).strip().splitlines()
+    title = f"{notebook.name} failed {where} with {name}" + (f": {first[0]}" if first else "")
+    body = _ANSI.sub("", "\n".join(trace)).strip()
+    return name, "\n\n".join(x for x in (title, code, body) if x)
+
+
+def _settle(executed: Any, source: Any) -> None:
+    """Take out what differs between two runs that did the same: times, paths, random cell ids."""
+    executed.metadata.pop("papermill", None)
+    executed.metadata.pop("widgets", None)
+    known = {cell.get("id") for cell in source.cells}
+    for index, cell in enumerate(executed.cells):
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.get("id") not in known:
+            cell["id"] = f"cell-{index}"
