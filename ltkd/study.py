@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -269,12 +269,19 @@ class Study:
 
     # ---- data and teachers
 
-    def data(self, gamma: float | None = None) -> LongTailed:
-        """The training and test set at one of the study's gammas, by default the first."""
+    def data(self, gamma: float | Literal["first"] | None = "first") -> LongTailed:
+        """The training and test set at one of the study's gammas."""
         p = self.parameters
-        if gamma not in p.gammas:  # a table states the factor of classes left as they are
-            gamma = None if gamma and None in p.gammas else p.gammas[0]
+        if gamma == "first":
+            gamma = p.gammas[0]
+        elif gamma not in p.gammas:  # a table states the factor of classes left as they are
+            gamma = None
         return load(p.dataset, gamma, p.split_seed, p.data_root, self._images)
+
+    @property
+    def factors(self) -> str:
+        """The imbalance factors, measured where classes are left as they are: '100, 20'."""
+        return ", ".join(f"{self.data(gamma).gamma:g}" for gamma in self.parameters.gammas)
 
     @cached_property
     def _images(self) -> Images | None:
@@ -360,7 +367,7 @@ class Study:
         return _table({
             "Study": self.name,
             "Data": f"{self.data().title}, imbalance factor "
-                    + ", ".join(f"{self.data(g).gamma:g}" for g in p.gammas),
+                    + self.factors,
             "Pairs": ", ".join(pair.label for pair in self.pairs),
             "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, "
                         f"peak rate {p.lr or recipe.lr:g}, {p.schedule}, {p.precision}",

@@ -74,11 +74,10 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     pairs = " and ".join(pair.label for pair in study.pairs)
     epochs = p.epochs or RECIPES[p.dataset].epochs
-    gammas = ", ".join(f"{g:g}" for g in p.gammas)
     papers = epochs == paper.EPOCHS.get(p.dataset) and p.schedule == "steps"
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
-        f"{data.title}, imbalance factor {gammas}, {epochs} epochs, "
+        f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "
         f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[papers]
     )
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
