@@ -107,15 +107,20 @@ class Files:
 
         workers  processes that decode; None: up to 8, none for a few images
         """
+        from torchvision.transforms import v2  # noqa: F401  # here, or every worker takes seconds
+
         keys = [np.asarray(index) for index in indices]
         seeds = [None] * len(keys) if views is None else [np.asarray(view) for view in views]
         if workers is None:
             many = len(keys) > 1 and sum(map(len, keys)) > FEW
             workers = min(8, cores(), len(keys)) if many else 0
         todo = list(zip(keys, seeds, strict=True))
-        # A sample is a whole batch. A generator of its own leaves the global one alone.
-        for batch in DataLoader(_Batches(self), batch_size=None, sampler=todo, num_workers=workers,
-                                generator=torch.Generator()):  # fmt: skip
+        # A sample is a whole batch. A generator of its own leaves the global one alone. Workers are
+        # forked where that is safe: the pool's processes would spawn them, which takes seconds.
+        how = "fork" if workers and sys.platform == "linux" else None
+        loader = DataLoader(_Batches(self), None, sampler=todo, num_workers=workers,
+                            generator=torch.Generator(), multiprocessing_context=how)  # fmt: skip
+        for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, get_start_method
 
 import numpy as np
 import pytest
@@ -169,6 +171,22 @@ def test_one_view_of_one_image_is_the_same_whoever_decodes_it(tmp_path):
     assert torch.equal(x, data.normalise(data.seen(index, of_all[index])))
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def in_a_pool(root):
+    """A batch decoded by two workers, and the start method of processes there."""
+    data = load("imagenet", None, 0, root)
+    (batch,) = data.train_images.batches([[0, 1]], [[3, 4]], 2)
+    return batch.numpy(), get_start_method()
+
+
+def test_a_process_of_the_pool_has_workers_of_its_own(tmp_path):
+    tree(tmp_path / "imagenet")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        batch, method = pool.submit(in_a_pool, tmp_path).result()
+    assert method == "spawn"
+    data = load("imagenet", None, 0, tmp_path)
+    assert (batch == data.seen(torch.tensor([0, 1]), torch.tensor([3, 4])).numpy()).all()
 
 
 def test_a_crop_is_part_of_its_image_or_of_its_mirror():
