@@ -8,7 +8,7 @@ from IPython.display import Markdown
 
 from . import paper, tables
 from .paper import Setting
-from .tables import LABELS, Interval, interval_of, paired, verdict
+from .tables import LABELS, Interval, interval_of, marked, paired, verdict
 
 CLAIMS = {
     1: "The teacher's mass goes to the head, and rebalancing evens it",
@@ -125,7 +125,7 @@ def questions(runs: pd.DataFrame) -> pd.DataFrame:
         found = {m: interval_of(gaps, method=better, metric=m) for m in ("tail", "head", "all")}
         shown = {metric: gap.difference() for metric, gap in found.items()}
         side = found["tail"].side if found["tail"].n else "not tested here"
-        name = f"{LABELS[better]} − {LABELS[worse]}"
+        name = f"{marked(LABELS[better])} − {marked(LABELS[worse])}"
         rows[name] = {"question": text, **shown, "n": found["tail"].n, "on the tail": side}
     return pd.DataFrame.from_dict(rows, orient="index")
 

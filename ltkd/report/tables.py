@@ -32,6 +32,8 @@ LABELS = {name: method.label for name, method in METHODS.items()} | {
     "cross_biased": "cross, biased", "cross_rebalanced": "cross, rebalanced",
     "within_only": "within only", "cross_and_within": "cross + within (LTKD)"}  # fmt: skip
 
+OURS = {method.label for method in METHODS.values() if method.ours}
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -154,6 +156,11 @@ def paired(
     return _tidy(others.assign(reference=base["label"].iloc[0], **gaps), by, metrics, "reference")
 
 
+def marked(label: str) -> str:
+    """A row's label; methods that the paper does not have say so."""
+    return f"{label} (ours)" if label in OURS else label
+
+
 def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
     """The one interval of a tidy frame that matches; n = 0 when there is none."""
     for column, value in where.items():
@@ -167,7 +174,7 @@ def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     """A plain table of strings, a row a label, a column a metric; differences come with n."""
     cells: dict[str, dict[str, Any]] = {}
     for row in tidy.to_dict("records"):
-        gap, line = Interval.of(row), cells.setdefault(str(row["label"]), {})
+        gap, line = Interval.of(row), cells.setdefault(marked(str(row["label"])), {})
         if "reference" in row:
             line |= {f"minus {row['reference']}: {row['metric']}": gap.difference(digits)}
             line["n"] = max(gap.n, line.pop("n", 0))
@@ -193,7 +200,8 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
         "*Top-1 accuracy in percent on the balanced test set, last epoch; head, medium and tail "
         f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
         f"{interval if counts.max() > 1 else 'one seed gives no interval'}. "
-        "† The epoch is picked on the test set, which leaks it: no result.*"
+        "† The epoch is picked on the test set, which leaks it: no result. "
+        "(ours): a rival that the paper does not have.*"
     )
 
 
@@ -303,7 +311,8 @@ def beside_paper(
     theirs, digits = ("paper", 2) if same else ("paper, other setting", 1)
     metrics = [m for m in ("tail", "all") if m in set(cells["metric"])]
     for row in summarise(runs, by, metrics).to_dict("records"):
-        ours, metric, line = Interval.of(row), row["metric"], rows.setdefault(row["label"], {})
+        ours, metric = Interval.of(row), row["metric"]
+        line = rows.setdefault(marked(row["label"]), {})
         value = values.get((str(row[by]), metric), np.nan)
         line |= {f"{metric}: ours": ours.plus_minus(digits), f"{metric}: {theirs}": f"{value:.2f}"}
         if same:

@@ -168,7 +168,7 @@ def test_beside_the_paper_differences_only_in_its_setting():
     assert "same setting" in heading.data
     assert table.loc["KD", "all: paper"] == "42.48"
     assert table.loc["KD", "all: ours − paper"] == "+0.02"
-    assert table.loc["KD, adjusted teacher", "all: ours − paper"] == "—"
+    assert table.loc["KD, adjusted teacher (ours)", "all: ours − paper"] == "—"
     assert table.loc["LTKD (not run here)", "tail: paper"] == "27.21"
     assert len(tables.against_paper(frame, same, "secondary")) == 2
     for other in (same._replace(epochs=60), same._replace(dataset="digits"),
@@ -263,7 +263,7 @@ def test_every_claim_of_a_study_whose_answers_are_known():
 
 def test_questions_name_what_did_not_run():
     table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
-    assert table.index[0] == "KD, weights 1 and 1 − KD"
+    assert table.index[0] == "KD, weights 1 and 1 (ours) − KD"
     assert table["question"].str.len().max() <= 50  # longer cells would be cut off on the page
     assert table.iloc[0][["tail", "on the tail"]].tolist() == ["+2.0 [2.0, 2.0]", "higher"]
     assert set(table["on the tail"].iloc[1:]) == {"not tested here"}
@@ -275,3 +275,10 @@ def test_confusion_by_group():
     found = tables.confusion(frame, {"kd0": np.array([0, 1, 0, 2])}, data)
     tail = found[found["true"] == "tail"].set_index("predicted")["share"]
     assert tail.to_dict() == {"head": 50, "medium": 0, "tail": 50}
+
+
+def test_every_table_marks_the_rivals_that_the_paper_lacks():
+    frame = runs({"kd": [1, 2], "ltkd": [2, 3], "balanced_softmax": [3, 4]})
+    assert list(tables.accuracies(frame).index) == ["KD", "LTKD", "Balanced softmax (ours)"]
+    differences = tables.wide(tables.paired(frame, "kd"))
+    assert list(differences.index) == ["LTKD", "Balanced softmax (ours)"]
