@@ -231,9 +231,10 @@ def _train(given: argparse.Namespace) -> int:
 
     stop, folder = Stop(given.budget), outputs_root(given.outputs) / given.spec.stem
     root = str(given.data_root) if given.data_root else None
-    from .data import load
+    from .data import load, resolve
 
-    load(spec.dataset, spec.gamma, spec.split_seed, root)
+    spec = spec.model_copy(update={"images": resolve(spec.dataset, spec.images, root)})
+    load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images)
     out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
     for reason in out.failed.values():
         print(f"failed: {reason}", file=sys.stderr)

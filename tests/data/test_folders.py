@@ -469,3 +469,17 @@ def test_a_run_on_imagenets_files(tmp_path, teacher, student, method):
     assert (
         json.loads((record.folder / "record.json").read_text())["data"]["sha256"] == images.sha256
     )
+
+
+def test_ltkd_train_takes_a_folder(tmp_path, capsys):
+    tree(tmp_path / "birds")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("dataset: folder\nimages: {folder: birds, size: 32}\ngamma: null\n"
+                    "student: resnet8\nmethod: student\nepochs: 1\nbatch: 4\n")  # fmt: skip
+    call = ["train", str(spec), "--outputs", str(tmp_path / "out"), "--data-root", str(tmp_path)]
+    assert cli.main(call) == 0
+    record = json.loads(next((tmp_path / "out").rglob("record.json")).read_text())
+    assert record["data"]["counts"] == [4, 3, 2]
+    assert record["spec"]["images"]["sha256"]
+    assert cli.main(call) == 0
+    assert capsys.readouterr().out.count("record.json") == 2
