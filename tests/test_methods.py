@@ -32,6 +32,14 @@ def few_images() -> LongTailed:
         sha256="0" * 64)  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def both_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 class Once(Teacher):
     """Asked once, since all steps see the same batch in the same view and order does not matter."""
 
