@@ -27,7 +27,7 @@ test: env ## lint, format, types, all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)

@@ -234,7 +234,7 @@ def _train(given: argparse.Namespace) -> int:
     from .data import load, resolve
 
     spec = spec.model_copy(update={"images": resolve(spec.dataset, spec.images, root)})
-    load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images)
+    load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
     for reason in out.failed.values():
         print(f"failed: {reason}", file=sys.stderr)

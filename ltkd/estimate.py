@@ -10,44 +10,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 
 from . import pool
-from .data import Feed, Views, load, long_tailed_counts
+from .data import Feed, Size, Views, load, size_of
 from .losses import LOSSES
 from .methods import METHODS
 from .models import create_model
-from .params import RECIPES, RunSpec
+from .params import RunSpec
 from .runs import identity, pick_device
 from .study import Study
-from .teacher import BLOCK, Teacher
+from .teacher import BLOCK, Teacher, table_name
 from .train import EVAL_BATCH, Trainer, initial_objective, predict
 
-# Images of the largest class, test images, pixels a side.
-SETS = {"cifar10": (5000, 10_000, 32), "cifar100": (500, 10_000, 32),
-        "tiny_imagenet": (500, 10_000, 64), "imagenet": (1300, 50_000, 224)}  # fmt: skip
 CPU_PIXELS = 2**20  # of a batch; a larger one is measured in part on a processor, for its memory
-
-
-class Size(NamedTuple):
-    """Training images of each class, test images, pixels a side."""
-
-    counts: list[int]
-    tests: int
-    pixels: int
-
-
-def size_of(spec: RunSpec, root: str | None) -> Size:
-    """By the profile; sets that have none (digits, folders, fixed lists) are looked at."""
-    own = spec.images.size if spec.images else None
-    if spec.dataset in SETS and spec.gamma is not None:
-        largest, tests, pixels = SETS[spec.dataset]
-        counts = long_tailed_counts(largest, RECIPES[spec.dataset].classes or 0, spec.gamma)
-        return Size(counts.tolist(), tests, own or pixels)
-    data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images)
-    return Size(data.counts.tolist(), len(data.test_labels), own or data.test_images.shape[-1])
 
 
 def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
@@ -69,7 +48,8 @@ def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
         teacher = Teacher(model, spec, feed, None)
         if _table(spec):
             some = torch.arange(n, device=device) % 2
-            teacher.rows = teacher._ask(feed.take(some[:2], some[:2]))[some].half()
+            told = teacher._block(some[:2], some)
+            teacher.rows = torch.from_numpy(told).to(device)[some]
     objective = initial_objective(spec, data, model)
     return Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
 
@@ -101,16 +81,21 @@ def image_costs(trainer: Trainer) -> tuple[float, float]:
 def fill_cost(trainer: Trainer) -> float:
     """Seconds an image of the teacher's table."""
     assert trainer.teacher
-    fill, view = trainer.teacher._fill, torch.zeros(BLOCK, dtype=torch.long, device=trainer.device)
-    return _timed(lambda: fill(view, lambda: False), trainer.device) / BLOCK
+    block, index = trainer.teacher._block, torch.arange(BLOCK, device=trainer.device)
+    return _timed(lambda: block(index, index * 0), trainer.device) / BLOCK
 
 
-def _table(spec: RunSpec) -> tuple[str, int, str] | None:
-    """Which files a run reads its teacher's answers from: teacher, seed, kind."""
+def _table(spec: RunSpec) -> tuple[str, str] | None:
+    """Which file a run reads its teacher's answers from: teacher, name."""
     if not spec.teacher or spec.teacher_source == "live":
         return None
-    maps = spec.method_args.get("pool")
-    return identity(spec.teacher_spec), spec.seed, f"-maps{maps:g}" if maps else ""
+    return identity(spec.teacher_spec), table_name(spec)
+
+
+def _filled(study: Study, table: tuple[str, str]) -> int:
+    """Rows that are there."""
+    paths = study.folder.glob(f"tables/{table[0]}-*/{table[1]}")
+    return sum(int((np.load(path, mmap_mode="r")["check"] != 0).sum()) for path in paths)
 
 
 def _kind(spec: RunSpec) -> tuple[str, int]:
@@ -137,12 +122,16 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     yield f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}"
 
     sizes = {spec.gamma: spec for spec in left.values()}
-    about = {gamma: size_of(spec, p.data_root) for gamma, spec in sizes.items()}
+    about = {
+        gamma: size_of(spec.dataset, gamma, spec.split_seed, p.data_root, spec.images, spec.holdout)
+        for gamma, spec in sizes.items()
+    }
     busy, wall = time.process_time(), time.perf_counter()
     costs: dict[Any, tuple[float, float]] = {}
     fills: dict[Any, float] = {}
     seconds = dict.fromkeys(specs, 0.0)
-    tables: dict[Any, tuple[Any, float, float]] = {}
+    tables: dict[Any, list[Any]] = {}
+    draws = set()
     for name, spec in left.items():
         size, kind, table = about[spec.gamma], _kind(spec), _table(spec)
         if kind not in costs:
@@ -151,14 +140,13 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         steps = sum(size.counts) // spec.batch * (spec.epochs - now["epoch"])
         tests = size.tests * -(-(spec.epochs - now["epoch"]) // spec.eval_every)
         seconds[name] = steps * spec.batch * costs[kind][0] + tests * costs[kind][1]
-        if table and table not in tables:
-            who = f"{spec.teacher}, table{table[2]}"
+        if table and (*table, spec.seed) not in draws:
+            draws.add((*table, spec.seed))
+            who = f"{spec.teacher}, {table[1]}"
             if who not in fills:
                 fills[who] = fill_cost(stand_in(spec, size, device))
-            made = study.folder.glob(f"tables/{table[0]}-*/seed{table[1]}-epoch????{table[2]}.npy")
-            rows = sum(size.counts) * (spec.epochs - len(list(made)))
             width = len(size.counts) * max(1, int(spec.method_args.get("pool", 0))) ** 2
-            tables[table] = who, rows * fills[who], rows * width * 2
+            tables.setdefault(table, [who, size, width, 0])[3] += spec.epochs
     got = (time.process_time() - busy) / (time.perf_counter() - wall)
 
     line = "  {:40} {:24} {:>12} {:>10} {:>6} {:>6}  {}".format
@@ -185,9 +173,14 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         text = f"{kind}, batch {batch}"
         yield f"  {text:60} {1e3 * batch * train:10.1f} ms a step, {1e3 * test:.2f} ms a test image"
     for who, fill in fills.items():
-        n = sum(table[0] == who for table in tables.values())
-        yield f"  {who:60} {1e3 * fill:10.2f} ms an image, {n} made (a gamma and seed)"
-    filled, disk = (sum(table[k] for table in tables.values()) for k in (1, 2))
+        yield f"  {who:60} {1e3 * fill:10.2f} ms an image"
+    filled, disk = 0.0, 0.0
+    for place, (who, size, width, epochs) in tables.items():
+        # Each epoch of each seed draws one view of every image, whether it was drawn before or not.
+        rows = sum(size.counts) * size.views * (1 - (1 - 1 / size.views) ** epochs)
+        rows = max(0.0, rows - _filled(study, place))
+        filled += rows * fills[who]
+        disk += rows * (2 * width + 4)
     total, count = sum(seconds.values()) + filled, pool.jobs_for(jobs, list(left.values()))
     yield (
         f"{len(left)} runs are left: {pool._clock(total)} one after another, of which "

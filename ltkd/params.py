@@ -63,6 +63,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, le=1e4)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
+Holdout = Annotated[int, Field(ge=0, le=10_000)]
 Imbalance = Annotated[float, Field(ge=1, le=1e4)]
 Dataset = Literal["digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder"]
 Schedule = Literal["steps", "one_cycle"]
@@ -115,7 +116,11 @@ def method_args(
     return defaults
 
 
-def _coherent_images(dataset: str, images: Images | None, gammas: list[float | None]) -> None:
+def _coherent_images(
+    dataset: str, images: Images | None, gammas: list[float | None], holdout: int
+) -> None:
+    if holdout and on_the_fly(dataset, images):
+        raise ValueError(f"holdout = {holdout}: only for images of at most 64 pixels; should be 0")
     if dataset not in FILE_SETS:
         if images is not None or None in gammas:
             raise ValueError(
@@ -178,6 +183,7 @@ class RunSpec(_Strict):
     images: Images | None = None
     gamma: Imbalance | None  # None: the classes as large as they are
     split_seed: Seed = 0
+    holdout: Holdout = 0
     teacher: str | None = None
     teacher_seed: Seed = 0
     student: str
@@ -231,7 +237,7 @@ class RunSpec(_Strict):
         classes = RECIPES[self.dataset].classes
         if self.groups and classes and self.groups > classes:
             raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
-        _coherent_images(self.dataset, self.images, [self.gamma])
+        _coherent_images(self.dataset, self.images, [self.gamma], self.holdout)
         live = live_teacher(self.method, self.dataset, self.images)
         if self.teacher and live and self.teacher_source != "live":
             raise ValueError(
@@ -293,6 +299,7 @@ class StudyParameters(_Strict):
     seeds: Annotated[list[Seed], Field(min_length=1,
         description="one run each: initialisation, order and views of the student")] = [0, 1, 2, 3, 4]
     split_seed: Annotated[Seed, Field(description="which images are kept")] = 0
+    holdout: Annotated[Holdout, Field(description="training images a class to test on instead, before the tail is cut")] = 0
     teacher_seed: Annotated[Seed, Field(description="the one teacher that all students share")] = 0
     epochs: Annotated[int | None, Field(ge=1, le=10_000, description="None: the data set's own (digits 25, ImageNet 100, else 240)")] = None
     batch: Annotated[int | None, Field(ge=2, le=65_536, description="None: the data set's own (digits 32, ImageNet 512 or 256)")] = None
@@ -309,10 +316,11 @@ class StudyParameters(_Strict):
     ablation_pairs: Annotated[list[str] | None, Field(description="pairs of the ablation; None: all")] = None
     group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
     group_pairs: Annotated[list[str] | None, Field(description="pairs of the group counts; None: all")] = None
-    eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 1
+    eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 5
     precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
     threads: Annotated[int, Field(ge=1, le=1024, description="processor threads that one run uses")] = 1
     teacher_source: Annotated[Source, Field(description="table: teacher's answers computed once; live: each step")] = "table"
+    table_gb: Annotated[Positive, Field(description="of disk, for one teacher's table; a larger one is not made: live")] = 16.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")] = "auto"
     data_root: Annotated[str | None, Field(description="folder of the data sets; None: LTKD_DATA, else data/")] = None
     # fmt: on
@@ -342,7 +350,7 @@ class StudyParameters(_Strict):
             _known("cell in ablations:", cell, ABLATIONS)
         for method, given in self.method_args.items():
             method_args(method, given)
-        _coherent_images(self.dataset, self.images, self.gammas)
+        _coherent_images(self.dataset, self.images, self.gammas, self.holdout)
         for n in (self.groups, *self.group_counts):
             if classes and n > classes:
                 raise ValueError(f"groups, group_counts: {n} groups, but {self.dataset} has {classes} classes")

@@ -35,8 +35,9 @@ NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are
 def identity(spec: RunSpec) -> str:
     """16 hex digits that stand for the spec, the data and the numerics version."""
     about = spec.model_dump()
-    if spec.images is None:  # so that sets without image files keep the records they had
-        del about["images"]
+    for key in ("images", "holdout"):  # at their defaults, so that older records keep their names
+        if not about[key]:
+            del about[key]
     return files.sha256(files.canonical([about, fingerprint(spec.dataset), NUMERICS]))[:16]
 
 
@@ -207,7 +208,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
           stop: Callable[[], bool]) -> None:  # fmt: skip
     torch.set_num_threads(spec.threads)
     folder = store.run_folder(spec)
-    data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images)
+    data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     feed = data.feed(device)
     teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:

@@ -6,7 +6,7 @@ import time
 import types
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .data import LongTailed, load, resolve
+from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .methods import ABLATIONS, METHODS, Args
 from .notebooks import MANIFEST
 from .params import (
     RECIPES,
     Images,
     RunSpec,
+    Source,
     StudyParameters,
     check,
     live_teacher,
@@ -80,6 +81,7 @@ class Study:
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
         self._failed: dict[str, dict[str, str]] = {}
+        self._size = cache(self._size_of)
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> "Study":
@@ -112,19 +114,38 @@ class Study:
             own |= {"alpha": p.alpha, "beta": p.beta}
         own |= {**p.method_args.get(method, {}), **(args or {})}
         with_teacher: dict[str, Any] = {}
-        # A table of CAT-KD's maps would be large, and read by one run only.
-        live = about.loss == "catkd" or live_teacher(method, p.dataset, p.images)
         if about.loss:
-            with_teacher = {"teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
-                            "teacher_source": "live" if live else p.teacher_source}  # fmt: skip
+            side = int({**about.defaults(*at.pair), **own}.get("pool", 0))
+            with_teacher = {
+                "teacher": at.pair.teacher, "teacher_seed": p.teacher_seed,
+                "teacher_source": self._source(at.gamma, method, side),
+            }  # fmt: skip
         return RunSpec(
             dataset=p.dataset, images=self._images, gamma=at.gamma, split_seed=p.split_seed,
-            student=at.pair.student, method=method, method_args=own,
+            holdout=p.holdout, student=at.pair.student, method=method, method_args=own,
             groups=(groups or p.groups) if about.uses_groups else None,
             epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
             schedule=p.schedule, clip_norm=p.clip_norm, weight_decay=recipe.weight_decay,
             seed=at.seed, precision=p.precision, threads=p.threads, eval_every=p.eval_every,
             **with_teacher)  # fmt: skip
+
+    def _source(self, gamma: float | None, method: str, side: int) -> Source:
+        """Where a run has its teacher's answers from; side: of CAT-KD's pooled maps, else 0.
+
+        live where no table can hold them, where it would be larger than ``table_gb``, and where
+        only one method reads it (CAT-KD) in too few epochs to come upon a view again.
+        """
+        p = self.parameters
+        if p.teacher_source == "live" or live_teacher(method, p.dataset, p.images):
+            return "live"
+        try:
+            size = self._size(gamma)
+        except DataError:  # of files that are not there; nothing is trained then
+            return "table"
+        if side and (p.epochs or RECIPES[p.dataset].epochs) * len(p.seeds) < size.views:
+            return "live"
+        row = 2 * len(size.counts) * max(side, 1) ** 2 + 4
+        return "table" if size.views * sum(size.counts) * row <= 1e9 * p.table_gb else "live"
 
     def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
         """(variant, spec) of a part of PARTS, or of all of them."""
@@ -276,7 +297,11 @@ class Study:
             gamma = p.gammas[0]
         elif gamma not in p.gammas:  # a table states the factor of classes left as they are
             gamma = None
-        return load(p.dataset, gamma, p.split_seed, p.data_root, self._images)
+        return load(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
+
+    def _size_of(self, gamma: float | None) -> Size:
+        p = self.parameters
+        return size_of(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
 
     @property
     def factors(self) -> str:

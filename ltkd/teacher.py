@@ -1,12 +1,13 @@
 """The frozen teacher's answers, computed once and shared by every student, method and ablation.
 
-All runs with the same seed see the same views in the same epoch (``views_of_epoch``), so the
-teacher's logits of one (seed, epoch) are one small file, [N, C] in fp16, made by the first run that
-needs it and read by all others. fp16, not bf16: three more bits of a logit for the same bytes.
+A view is an index (``Views``), so an image has finitely many; a table holds the teacher's answer to
+each (view, image) that was ever asked for, in fp16: three more bits of a logit than bf16 for the
+same bytes. Rows are filled when they are first needed, by whichever run that is.
 """
 
-import io
+import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Feed, LongTailed, stream
-from .files import Stopped, locked, sha256, write_atomic
+from .files import Stopped, locked, write_atomic
 from .losses import LOSSES, Compared
 from .methods import METHODS
 from .models import forward_features, forward_maps
@@ -50,11 +51,80 @@ def _raised(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def table_name(spec: RunSpec) -> str:
+    pool = spec.method_args.get("pool")
+    return f"maps{pool:g}.npy" if pool else "logits.npy"
+
+
+class Table:
+    """Rows of answers in one file of a given shape, [views * images], read through memory.
+
+    A row is (answer in fp16, check); check is the CRC-32 of the answer, begun with the row's place,
+    or 0 where nobody asked yet. A row that a kill or a disk has torn does not match its check, and
+    counts as not filled. The file is one of holes: a row takes room on the disk once it is filled.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], length: int, stop: Callable[[], bool]
+    ) -> None:
+        self.path, self.length = path, length
+        self.dtype = np.dtype([("answer", "<f2", shape), ("check", "<u4")])
+        found = self._open()
+        if found is None:
+            with locked(path.with_suffix(".lock"), stop):
+                found = self._open()
+                if found is None:
+                    part = path.with_suffix(".part")
+                    memmap = np.lib.format.open_memmap
+                    memmap(part, mode="w+", dtype=self.dtype, shape=(length,))
+                    os.replace(part, path)
+                    found = self._open()
+        assert found is not None
+        self.rows = found
+
+    def _open(self) -> np.memmap[Any, Any] | None:
+        """The file's rows; None where it is not there, or set aside because it is damaged."""
+        try:
+            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            if (rows.dtype, rows.shape) != (self.dtype, (self.length,)):
+                raise ValueError(f"it holds {rows.shape} of {rows.dtype}")
+            return rows
+        except FileNotFoundError:
+            return None
+        except (ValueError, EOFError) as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            os.replace(self.path, aside)
+            print(f"{self.path}: damaged ({error}); kept as {aside.name}, made anew", flush=True)
+            return None
+
+    def read(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers of the rows ``place`` [N], and which of them are filled."""
+        rows = self.rows[place]
+        good = rows["check"] == [self._check(row, i) for row, i in zip(rows, place, strict=True)]
+        torn = int((~good & (rows["check"] != 0)).sum())
+        if torn:
+            print(f"{self.path}: {torn} damaged rows are filled again", flush=True)
+        return rows["answer"], good
+
+    def write(self, place: np.ndarray, answers: np.ndarray) -> None:
+        """Not through memory: there a full disk would kill the process, here it is an OSError."""
+        rows = np.zeros(len(place), self.dtype)
+        rows["answer"] = answers
+        with self.path.open("r+b") as file:
+            for row, i in zip(rows, place.tolist(), strict=True):
+                row["check"] = self._check(row, i)
+                os.pwrite(file.fileno(), row.tobytes(), self.rows.offset + i * self.dtype.itemsize)
+
+    @staticmethod
+    def _check(row: Any, place: int) -> int:
+        return zlib.crc32(row["answer"].tobytes(), int(place)) or 1
+
+
 class Teacher:
     """What a loss asks of the frozen teacher about the training images in one epoch's views.
 
-    Logits are kept on disk below ``folder``, and so are maps, pooled to what CAT-KD compares;
-    without a folder the teacher is live, and a batch is computed when it is asked for.
+    Logits are kept in a ``Table`` below ``folder``, and so are maps, pooled to what CAT-KD
+    compares; without a folder the teacher is live, and a batch is computed when it is asked for.
     """
 
     def __init__(self, model: nn.Module, spec: RunSpec, feed: Feed, folder: Path | None) -> None:
@@ -64,6 +134,7 @@ class Teacher:
         self.compares: Compared = LOSSES[loss].compares if loss else "logits"
         self.pool = int(spec.method_args.get("pool", 0))
         self.rows: Tensor | None = None
+        self.table: Table | None = None
 
     @torch.no_grad()
     def _ask(self, x: Tensor) -> Any:
@@ -71,52 +142,46 @@ class Teacher:
             told = answer(self.model, x, self.compares, pre_activation=True)[1]
         return F.adaptive_avg_pool2d(_raised(told), self.pool) if self.pool else told
 
-    def begin_epoch(
-        self, seed: int, epoch: int, view: Tensor, stop: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Load or make the table of this epoch; view: its views, LongTensor [N] on the device.
+    def begin_epoch(self, view: Tensor, stop: Callable[[], bool] = lambda: False) -> None:
+        """Look up this epoch's answers, and compute those that nobody asked for before.
 
-        A table that does not match its checksum is set aside and made anew.
+        view: the views of all training images, LongTensor [N] on the device. Raises Stopped; the
+        rows computed until then are kept.
         """
         if self.folder is None:
             return
-        kind = f"-maps{self.pool}" if self.pool else ""
-        path = self.folder / f"seed{seed}-epoch{epoch:04d}{kind}.npy"
-        data = self._read(path)
-        if data is None:
-            with locked(path.with_suffix(".lock"), stop):
-                data = self._read(path)
-                if data is None:
-                    buffer = io.BytesIO()
-                    np.save(buffer, self._fill(view, stop).numpy(), allow_pickle=False)
-                    data = buffer.getvalue()
-                    write_atomic(path, data)
-                    write_atomic(path.with_suffix(".sha256"), sha256(data))
-        rows = np.load(io.BytesIO(data), allow_pickle=False)
+        table = self.table = self.table or self._table(self.folder, stop)
+        place = (view.cpu() * len(view) + torch.arange(len(view))).numpy()
+        rows, good = table.read(place)
+        if not good.all():
+            # Another run that wants these very rows waits; one that wants others goes on.
+            lock = table.path.with_suffix(f".{zlib.crc32(place.tobytes()):08x}.lock")
+            with locked(lock, stop):
+                rows, good = table.read(place)
+                missing = np.flatnonzero(~good)
+                for block in np.split(missing, range(BLOCK, len(missing), BLOCK)):
+                    if stop():
+                        raise Stopped("stopped while a teacher's table was filled")
+                    rows[block] = self._block(torch.from_numpy(block).to(view.device), view)
+                    table.write(place[block], rows[block])
         self.rows = torch.from_numpy(rows).to(self.feed.device)
 
-    def _read(self, path: Path) -> bytes | None:
-        """A table's bytes when they are whole; its checksum is written after it."""
-        check = path.with_suffix(".sha256")
-        if not (path.exists() and check.exists()):
-            return None
-        data = path.read_bytes()
-        if sha256(data) == check.read_text():
-            return data
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
-        print(f"{path}: damaged; kept as {path.name}.damaged, made anew", flush=True)
-        return None
+    def _block(self, index: Tensor, view: Tensor) -> np.ndarray:
+        """Answers about up to BLOCK images, fp16, in a batch of BLOCK whatever their number."""
+        padded = index.repeat(-(-BLOCK // len(index)))[:BLOCK]
+        told = self._ask(self.feed.take(padded, view[padded]))
+        return np.asarray(told[: len(index)].half().cpu().numpy())
 
-    def _fill(self, view: Tensor, stop: Callable[[], bool]) -> Tensor:
-        n = len(view)
-        out = []
-        for start in range(0, n, BLOCK):
-            if stop():
-                raise Stopped("stopped while a teacher's table was filled")
-            index = torch.arange(start, start + BLOCK, device=view.device) % n
-            told = self._ask(self.feed.take(index, view[index]))
-            out.append(told[: n - start].half().cpu())
-        return torch.cat(out)
+    def _table(self, folder: Path, stop: Callable[[], bool]) -> Table:
+        data = self.feed.data
+        views, images = data.views.count, len(data.train_labels)
+        shape: tuple[int, ...] = (len(data.class_names), *[self.pool] * (2 if self.pool else 0))
+        path = folder / table_name(self.spec)
+        about = {"teacher": folder.name, "network": self.spec.teacher, "data": data.sha256,
+                 "gamma": data.gamma, "row": "view * images + image", "views": views,
+                 "images": images, "answer": shape, "precision": self.spec.precision}  # fmt: skip
+        write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+        return Table(path, shape, views * images, stop)
 
     def answer(self, x: Tensor, index: Tensor) -> Any:
         """What the loss compares, of the images ``index`` [B], seen as ``x``: logits [B, C],

@@ -298,7 +298,7 @@ class Trainer:
             )
             if self.teacher:
                 try:
-                    self.teacher.begin_epoch(spec.seed, epoch, view, stop)
+                    self.teacher.begin_epoch(view, stop)
                 except Stopped:
                     self._pause(began)
                     raise

@@ -2,12 +2,14 @@
 
 The plain loop (fp32, DataLoader, live teacher, as a textbook has it) is that of tests/oracle.py.
 Every trial times each way once, in turn; the table shows medians over the trials.
-Results: outputs/bench/<device>.json.
+Results: outputs/bench/<device>-<pair>.json.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -15,16 +17,20 @@ from itertools import islice
 from pathlib import Path
 
 import oracle
+import psutil
 import torch
+import torch.nn.functional as F
 
 from ltkd import files
-from ltkd.data import load
+from ltkd.data import DataError, load
 from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.models import create_model
 from ltkd.params import RunSpec
 from ltkd.runs import pick_device
 from ltkd.teacher import Teacher, views_of_epoch
 from ltkd.train import Trainer, initial_objective
+
+BATCH = 64
 
 
 def seconds(work, device):
@@ -37,36 +43,90 @@ def seconds(work, device):
     return time.perf_counter() - began
 
 
-def plain(data, teacher, student, batch, workers, device):
+def plain(data, pair, workers, device):
     """Steps of the textbook's loop with KD, one after another, epoch after epoch."""
+    teacher, student = (create_model(name, len(data.class_names)).to(device) for name in pair)
     order = torch.randperm(len(data.train_labels)).tolist()
     view = torch.randint(data.views.count, (len(order),))
     yield from oracle.train(
         data, student, "kd", order=order, view=view, rates=[0.05] * 10_000, teacher=teacher.eval(),
-        batch=batch, workers=workers, device=device)  # fmt: skip
+        batch=BATCH, workers=workers, device=device)  # fmt: skip
 
 
-def ours(spec, data, model, device, folder):
+def ours(data, pair, method, device, folder=None):
     """Steps of the library's trainer; with a folder the teacher is a table, filled beforehand."""
-    feed = data.feed(device)
-    teacher = Teacher(model, spec, feed, folder) if spec.teacher else None
-    trainer = Trainer(
-        spec, data, initial_objective(spec, data), teacher, feed, Path("/nonexistent")
-    )
+    with_teacher = {} if method == "student" else {"teacher": pair[0]}
+    spec = RunSpec(dataset=data.name, gamma=data.gamma, student=pair[1], method=method, epochs=1,
+                   groups=3 if method == "ltkd" else None, batch=BATCH, lr=0.05, precision="bf16",
+                   threads=files.cores(), **with_teacher)  # fmt: skip
+    feed, teacher = data.feed(device), None
+    if with_teacher:
+        torch.manual_seed(0)  # the table is of this teacher's answers
+        model = create_model(pair[0], len(data.class_names)).to(device)
+        model = model.to(memory_format=torch.channels_last)
+        teacher = Teacher(model, spec, feed, folder)
+    objective = initial_objective(spec, data)
+    trainer = Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
     view = views_of_epoch(data, spec.seed, 1).to(device)
     if teacher:
-        teacher.begin_epoch(spec.seed, 1, view)
+        teacher.begin_epoch(view)
     trainer.model.train()
     while True:
-        for index in torch.randperm(len(view)).to(device).split(spec.batch)[:-1]:
+        for index in torch.randperm(len(view)).to(device).split(BATCH)[:-1]:
             trainer._step(feed.take(index, view[index]), index, 1.0)
             yield
 
 
-def loss_time(loss, device, classes):
-    z_s = torch.randn(64, classes, device=device, requires_grad=True)
-    z_t = torch.randn(64, classes, device=device)
+def alone(data, pair, way, device, folder):
+    """In a process of its own: seconds from its start to the first step, peak memory in GB."""
+    steps = (
+        plain(data, pair, 0, device) if way == "plain" else ours(data, pair, "kd", device, folder)
+    )
+    list(islice(steps, 1))
+    started = time.time() - psutil.Process().create_time()
+    list(islice(steps, 5))
+    # Not getrusage: its figure is, at first, that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(json.dumps([started, int(status.split("VmHWM:")[1].split()[0]) / 2**20]))
+
+
+def loss_seconds(loss, device, classes):
+    z_s = torch.randn(BATCH, classes, device=device, requires_grad=True)
+    z_t = torch.randn(BATCH, classes, device=device)
     return seconds(lambda: [loss(z_s, z_t).backward() for _ in range(50)], device) / 50
+
+
+def losses(device, trials):
+    """Milliseconds of KD's loss and of LTKD's, forward and backward, taken in turn."""
+    out = {}
+    for c in (100, 1000):
+        ways = {"kd": KDLoss()}
+        ways |= {f"ltkd, n = {n}": LTKDLoss(torch.arange(c) * n // c) for n in (3, 10, 100)}
+        times = {name: [] for name in ways}
+        for _ in range(trials + 1):
+            for name, loss in ways.items():
+                times[name].append(loss_seconds(loss, device, c))
+        out[c] = {name: 1e3 * statistics.median(t[1:]) for name, t in times.items()}
+    return out
+
+
+def peak(device, dtype, n=2048):
+    """Operations a second of a matrix product: what this machine can do at best."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a @ b
+    times = [seconds(lambda: a @ b, device) for _ in range(5)]
+    return 2 * n**3 / statistics.median(times)
+
+
+def operations(data, name):
+    """Of one training step of a network on an image, backward included."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to load
+
+    model = create_model(name, len(data.class_names))
+    x = data.normalise(data.test_images[:2])
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(x), data.test_labels[:2]).backward()
+    return counter.get_total_flops() / 2
 
 
 def main():
@@ -74,66 +134,78 @@ def main():
     parser.add_argument("--pair", default="resnet32x4-resnet8x4")
     parser.add_argument("--dataset", default="cifar100", choices=("cifar100", "digits"))
     parser.add_argument("--trials", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="a trial and way; by default 4, on a GPU 50")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--alone", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    device = pick_device(given.device)
+    device, pair = pick_device(given.device), given.pair.split("-")
+    count = given.steps or (50 if device.type == "cuda" else 4)
+    try:
+        data = load(given.dataset, 100.0 if given.dataset == "cifar100" else 20.0)
+    except DataError as error:
+        sys.exit(str(error))
+    torch.set_num_threads(files.cores())
     torch.manual_seed(0)
-    teacher_name, student_name = given.pair.split("-")
-    data = load(given.dataset, 100.0 if given.dataset == "cifar100" else 20.0)
-    classes = len(data.class_names)
-    threads = files.cores()
-    torch.set_num_threads(threads)
-    base = {"dataset": given.dataset, "gamma": data.gamma, "student": student_name, "epochs": 1,
-            "batch": 64, "lr": 0.05, "precision": "bf16", "threads": threads}  # fmt: skip
-    kd = RunSpec(**base, method="kd", teacher=teacher_name)
-    ltkd = RunSpec(**base, method="ltkd", teacher=teacher_name, groups=3)
-    alone = RunSpec(**base, method="student")
-    fresh = create_model(teacher_name, classes).to(device)
-    quick = create_model(teacher_name, classes).to(device, memory_format=torch.channels_last)
+    if given.alone:
+        return alone(data, pair, given.alone[0], device, Path(given.alone[1]))
     with tempfile.TemporaryDirectory() as folder:
         print("filling the teacher's table", flush=True)
-        ways = {}
-        for workers in (0, 2):
-            student = create_model(student_name, classes).to(device)
-            ways[f"plain, {workers} workers"] = plain(data, fresh, student, 64, workers, device)
-        ways["table"] = ours(kd, data, quick, device, Path(folder))
-        ways["live"] = ours(kd, data, quick, device, None)
-        ways["ltkd"] = ours(ltkd, data, quick, device, Path(folder))
-        ways["cross-entropy"] = ours(alone, data, quick, device, None)
+        ways = {f"plain, {n} workers": plain(data, pair, n, device) for n in (0, 2)}
+        ways["KD, teacher's table"] = ours(data, pair, "kd", device, Path(folder))
+        ways["KD, live teacher"] = ours(data, pair, "kd", device)
+        ways["LTKD, teacher's table"] = ours(data, pair, "ltkd", device, Path(folder))
+        ways["cross-entropy"] = ours(data, pair, "student", device)
         times = {name: [] for name in ways}
         for steps in ways.values():
-            next(steps)  # what is made once: workers, tables, buffers
-        for _ in range(given.trials):
+            list(islice(steps, 2))  # what is made once: workers, tables, buffers
+        for trial in range(given.trials):
+            print(f"trial {trial + 1} of {given.trials}", flush=True)
             for name, steps in ways.items():
-                block = partial(list, islice(steps, given.steps))
-                times[name].append(seconds(block, device))
-    rate = {name: 64 * given.steps / statistics.median(t) for name, t in times.items()}
-    best = max(rate["plain, 0 workers"], rate["plain, 2 workers"])
-    ratio = {}
-    for c in (100, 1000):
-        own, other = KDLoss(), {n: LTKDLoss(torch.arange(c) * n // c) for n in (3, 100)}
-        for n, loss in other.items():
-            pairs = [
-                (loss_time(loss, device, c), loss_time(own, device, c))
-                for _ in range(given.trials + 1)
-            ]
-            ratio[f"C {c}, n {n}"] = round(statistics.median(a / b for a, b in pairs[1:]), 2)
+                times[name].append(seconds(partial(list, islice(steps, count)), device))
+        ways.clear()
+        separate = {}
+        for way in ("plain", "table"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--alone", way, folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            separate[way] = json.loads(done.stdout.splitlines()[-1])
+    rate = {name: BATCH * count / statistics.median(t) for name, t in times.items()}
+    best = max(rate[name] for name in rate if name.startswith("plain"))
+    loss = losses(device, given.trials)
+    step = 1e3 * BATCH / rate["LTKD, teacher's table"]
+    work = operations(data, pair[1]) * rate["KD, teacher's table"]
+    most = peak(device, torch.bfloat16)
     result = {
-        "pair": given.pair, "device": str(device), "plain_images_s": round(best, 1),
-        "table_images_s": round(rate["table"], 1), "live_images_s": round(rate["live"], 1),
-        "ltkd_over_ce": round(rate["cross-entropy"] / rate["ltkd"], 3),
-        "ltkd_loss_over_kd_loss": ratio, "trials": given.trials, "versions": files.versions(),
-        "hardware": files.hardware(), "all_images_s": {k: round(v, 1) for k, v in rate.items()},
+        "pair": given.pair, "device": device.type, "batch": BATCH,
+        "plain_images_s": best, "table_images_s": rate["KD, teacher's table"],
+        "live_images_s": rate["KD, live teacher"],
+        "ltkd_over_ce": rate["cross-entropy"] / rate["LTKD, teacher's table"],
+        "ltkd_loss_over_kd_loss": {
+            f"C = {c}, {name.removeprefix('ltkd, ')}": ms / own["kd"]
+            for c, own in loss.items() for name, ms in own.items() if name != "kd"},
+        "ltkd_loss_share_of_step": max(loss[100].values()) / step,
+        "first_step_s": separate["table"][0],
+        "memory_over_plain": separate["table"][1] / separate["plain"][1],
+        "memory_gb": {way: gb for way, (_, gb) in separate.items()},
+        "share_of_matrix_product": work / most, "bf16_matrix_product_flop_s": most,
+        "loss_ms": loss, "all_images_s": rate, "all_s": times, "steps": count,
+        "trials": given.trials, "threads": torch.get_num_threads(),
+        "versions": files.versions(), "hardware": files.hardware(),
     }  # fmt: skip
     path = files.outputs_root() / "bench" / f"{device.type}-{given.pair}.json"
-    files.write_atomic(path, json.dumps(result, indent=1) + "\n")
-    print(f"{given.pair}, batch 64, {device}, {result['hardware']}, torch {torch.__version__}, "
-          f"median of {given.trials}, interleaved")  # fmt: skip
+    rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
+    files.write_atomic(path, json.dumps(rounded, indent=1) + "\n")
+    print(f"{given.pair}, batch {BATCH}, {device}, {result['hardware']}, torch {torch.__version__}")
+    print(f"median of {given.trials} trials of {count} steps, interleaved")
     for name, value in rate.items():
-        print(f"  {name:20} {value:9.1f} images/s {value / best:7.2f} x the plain loop")
-    print(f"  an LTKD step costs {result['ltkd_over_ce']:.2f} x a cross-entropy step")
-    print(f"  the LTKD loss costs, over KD's, forward and backward: {ratio}")
+        print(f"  {name:24} {value:9.1f} images/s {value / best:7.2f} x the plain loop")
+    print(f"  an LTKD step takes {result['ltkd_over_ce']:.2f} x a cross-entropy step")
+    for setting, ratio in result["ltkd_loss_over_kd_loss"].items():
+        print(f"  LTKD's loss, {setting}: {ratio:.2f} x KD's, forward and backward")
+    print(f"  LTKD's loss is {100 * result['ltkd_loss_share_of_step']:.1f} % of its step")
+    print(f"  from the start of a process to the first step {result['first_step_s']:.1f} s")
+    print(f"  peak memory {result['memory_over_plain']:.2f} x the plain loop's")
+    print(f"  the student's step does {100 * work / most:.0f} % of the operations a second of a "
+          "bf16 matrix product")  # fmt: skip
     print(path)
 
 

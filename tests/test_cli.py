@@ -201,12 +201,9 @@ def test_a_dry_run_of_what_is_done_measures_nothing(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize(("name", "images"), [("cifar100", 10_847), ("tiny_imagenet", 21_549)])
 def test_a_dry_run_knows_how_many_images_a_set_has_without_it(tmp_path, name, images):
-    from ltkd.estimate import size_of
-    from ltkd.params import RunSpec
+    from ltkd.data import size_of
 
-    spec = RunSpec(dataset=name, gamma=100.0, student="vgg8", method="student", epochs=1, batch=64,
-                   lr=0.1)  # fmt: skip
-    about = size_of(spec, str(tmp_path / "none"))
+    about = size_of(name, 100.0, 0, str(tmp_path / "none"))
     assert (sum(about.counts), about.tests) == (images, 10_000)
 
 

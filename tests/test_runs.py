@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from ltkd import RunRecord, run
@@ -100,17 +101,36 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, tiny, capsys):
     assert "set aside, the run begins anew" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", None])
-def test_a_damaged_table_is_set_aside_and_filled_again(tmp_path, tiny, damage, capsys):
+@pytest.mark.parametrize("damage", ["no bytes", "few bytes", "another shape", "a flipped bit"])
+def test_a_damaged_table_is_filled_again(tmp_path, tiny, damage, capsys):
     first = run(tiny(method="kd", teacher="resnet8", epochs=1), outputs=tmp_path)
-    (table,) = tmp_path.rglob("seed0-epoch0001.npy")
+    (table,) = tmp_path.rglob("logits.npy")
     good = table.read_bytes()
-    table.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if damage is None else damage)
+    rows = np.load(table)
+    if damage == "a flipped bit":
+        filled = int(np.flatnonzero(rows["check"])[0])
+        at = len(good) - rows.nbytes + filled * rows.itemsize
+        table.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        said = "1 damaged rows are filled again"
+    else:
+        table.write_bytes({"no bytes": b"", "few bytes": good[:-9]}.get(damage, b""))
+        if damage == "another shape":
+            np.save(table, rows[:5])
+        said = "kept as logits.npy.damaged"
     record = run(tiny(method="kd_ce1", teacher="resnet8", epochs=1), outputs=tmp_path)
-    assert f"{table}: damaged" in capsys.readouterr().out
+    assert f"{table}: " in (out := capsys.readouterr().out)
+    assert said in out
     assert table.read_bytes() == good
     assert record.values["teacher_sha256"] == first.values["teacher_sha256"]
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_pickle_in_a_tables_place_is_not_loaded(tmp_path, tiny, capsys):
+    run(tiny(method="kd", teacher="resnet8", epochs=1), outputs=tmp_path)
+    (table,) = tmp_path.rglob("logits.npy")
+    np.save(table, np.array([print], dtype=object), allow_pickle=True)
+    run(tiny(method="kd_ce1", teacher="resnet8", epochs=1), outputs=tmp_path)
+    assert "kept as logits.npy.damaged" in capsys.readouterr().out
 
 
 def test_waiting_for_another_process_can_be_stopped(tmp_path, tiny):

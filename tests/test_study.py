@@ -133,6 +133,19 @@ def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
     assert "kd" not in set(study.results("distillation").method)
 
 
+def test_a_table_is_made_where_it_fits_and_pays():
+    def sources(**given):
+        study = Study(**(SMALL | {"methods": ["kd", "catkd", "reviewkd"]} | given))
+        return [spec.teacher_source for _, spec in study.specs("distillation")][:3]
+
+    assert sources(epochs=2) == ["table", "live", "live"]  # two seeds: 4 draws of 25 views
+    assert sources(epochs=13) == ["table", "table", "live"]
+    assert sources(epochs=13, teacher_source="live") == ["live"] * 3
+    # 390 images x 25 views x (10 logits or 10 x 4 values in fp16, and 4 bytes)
+    assert sources(epochs=13, table_gb=390 * 25 * 24 / 1e9) == ["table", "live", "live"]
+    assert sources(epochs=13, table_gb=390 * 25 * 23 / 1e9) == ["live"] * 3
+
+
 def test_unknown_part():
     with pytest.raises(ValueError, match=r"part = 'teacher': unknown\. Did you mean 'teachers'"):
         Study(**SMALL).specs("teacher")

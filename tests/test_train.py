@@ -14,6 +14,7 @@ from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.params import RunSpec
 from ltkd.runs import Store
+from ltkd.teacher import Teacher
 from ltkd.train import (
     Stopped,
     half_weights,
@@ -159,6 +160,50 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, method, preci
     assert pieces.values["model_sha256"] == whole.values["model_sha256"]
     assert (pieces.predictions() == whole.predictions()).all()
     assert not list((tmp_path / "pieces").rglob("checkpoint*"))
+
+
+def asked(folder, spec, model, view):
+    """The rows that an epoch in these views reads, and the file's checks."""
+    teacher = Teacher(model, spec, load("digits", 20.0).feed(torch.device("cpu")), folder)
+    teacher.begin_epoch(torch.as_tensor(view))
+    return teacher.rows, np.load(folder / "logits.npy")["check"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("network", ["resnet8", "vgg8"])
+def test_a_row_of_the_table_does_not_depend_on_who_asks(tmp_path, tiny, network, precision):
+    spec = tiny(method="kd", teacher=network, precision=precision)
+    model = initial_model(tiny(student=network), 10).eval()
+    n = len(load("digits", 20.0).train_labels)
+    one, other = np.zeros(n, int), np.arange(n) % 25
+    both, checks = asked(tmp_path / "a", spec, model, one)
+    assert (checks != 0).sum() == n  # nothing is computed that nobody asked for
+    _, checks = asked(tmp_path / "a", spec, model, other)
+    assert (checks != 0).sum() == 2 * n - (other == 0).sum()
+    asked(tmp_path / "b", spec, model, other)  # the other way round, so in other batches
+    again, same = asked(tmp_path / "b", spec, model, one)
+    assert torch.equal(both, again)
+    assert (checks == same).all()
+    x = load("digits", 20.0).normalise(load("digits", 20.0).train_images)
+    with torch.no_grad():
+        direct = model(x).double()
+    identity = torch.full((n,), load("digits", 20.0).views.identity)
+    rows, _ = asked(tmp_path / "a", spec, model, identity)
+    scale = direct.abs().max()
+    assert (rows.double() - direct).abs().max() < (2e-2 if precision == "bf16" else 1e-3) * scale
+
+
+def test_seeds_share_one_table_and_views_that_were_seen_cost_nothing(tmp_path, tiny, monkeypatch):
+    run(tiny(method="kd", teacher="resnet8", seed=0, epochs=1), outputs=tmp_path)
+    (table,) = tmp_path.rglob("logits.npy")
+    first = int((np.load(table)["check"] != 0).sum())
+    run(tiny(method="ltkd", groups=3, teacher="resnet8", seed=1, epochs=1), outputs=tmp_path)
+    assert len(list(tmp_path.rglob("logits.npy"))) == 1
+    second = int((np.load(table)["check"] != 0).sum())
+    assert first == 390
+    assert first < second < 2 * first  # of 25 views some are the same
+    monkeypatch.setattr(Teacher, "_block", None)
+    run(tiny(method="kd_ce1", teacher="resnet8", seed=1, epochs=1), outputs=tmp_path)
 
 
 @pytest.mark.parametrize("method", ["kd", "catkd"])

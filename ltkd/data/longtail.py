@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..files import canonical, data_root, sha256
 from ..groups import class_groups
-from ..params import FILE_SETS, Images
+from ..params import FILE_SETS, RECIPES, Images
 from . import folders
 from .sources import DataError, source, source_sha256
 from .views import Crops, Views
@@ -62,9 +62,20 @@ def long_tailed_indices(labels: np.ndarray, counts: Tensor, split_seed: int) -> 
     return np.sort(np.concatenate(kept))
 
 
+def held_out_indices(labels: np.ndarray, each: int, split_seed: int) -> np.ndarray:
+    """``each`` training images of every class, to tune on: sorted, int64 [C * each]."""
+    draw = stream("holdout", split_seed)
+    members = [np.flatnonzero(labels == c) for c in range(int(labels.max()) + 1)]
+    smallest = min(map(len, members))
+    if each >= smallest:
+        raise DataError(f"holdout = {each}: the smallest class has only {smallest} images")
+    return np.sort(np.concatenate([draw.permutation(own)[:each] for own in members]))
+
+
 @dataclass(frozen=True, eq=False)
 class LongTailed:
-    """A long-tailed training set with its whole, balanced test set.
+    """A long-tailed training set with its whole, balanced test set, or with images held out of
+    the training set in that place.
 
     images uint8 [N, 3, H, W] (at 224 pixels ``folders.Files``, which give such tensors when they
     are indexed or split), labels int64 [N]; counts LongTensor [C]: training images a class;
@@ -177,11 +188,17 @@ def resolve(
 
 @lru_cache(maxsize=4)
 def _load(
-    name: str, gamma: float | None, split_seed: int, root: Path, images: Images | None
+    name: str, gamma: float | None, split_seed: int, root: Path, images: Images | None, holdout: int
 ) -> LongTailed:
     found = folders.find(images, name, root) if images else source(name, root)
-    pixels, labels = found.train
-    sizes = torch.from_numpy(np.bincount(labels, minlength=len(found.class_names)))
+    (pixels, labels), (test, test_labels) = found.train, found.test
+    left, rest = labels, ""
+    if holdout:  # taken away first: the tail is cut out of what is left
+        held = held_out_indices(labels, holdout, split_seed)
+        left, rest = labels.copy(), f", {holdout} images a class held out"
+        left[held] = -1
+        test, test_labels = pixels[held], labels[held]
+    sizes = torch.from_numpy(np.bincount(left[left >= 0], minlength=len(found.class_names)))
     asked = sizes
     if gamma is not None:
         n_max = sizes.max() if images else sizes.min()
@@ -191,17 +208,17 @@ def _load(
         c = int(counts.argmin())
         raise DataError(f"{name}: class {c}, {found.class_names[c]}, keeps none of its {sizes[c]} "
                         f"images at gamma {gamma:g}; a smaller one leaves it some")  # fmt: skip
-    kept, test = long_tailed_indices(labels, counts, split_seed), found.test[0]
+    kept = long_tailed_indices(left, counts, split_seed)
     undecoded = isinstance(pixels, folders.Files)
     whole = gamma is None and not (images and images.train_list)
     return LongTailed(
-        name, found.title if whole else f"{found.title}-LT",
+        name, found.title + ("" if whole else "-LT") + rest,
         float(counts.max() / counts.min()) if gamma is None else gamma,
         found.class_names, counts, asked - counts, kept,
         pixels.only(kept) if undecoded else torch.from_numpy(pixels[kept]),
         torch.from_numpy(labels[kept]),
         test if undecoded else torch.from_numpy(test).clone(),
-        torch.from_numpy(found.test[1]).clone(),
+        torch.from_numpy(test_labels).clone(),
         found.views, found.mean, found.std, found.sha256 or source_sha256(name))  # fmt: skip
 
 
@@ -211,11 +228,14 @@ def load(
     split_seed: int = 0,
     root: str | Path | None = None,
     images: Images | None = None,
+    holdout: int = 0,
 ) -> LongTailed:
     """The long-tailed version of a data set.
 
-    gamma   the imbalance factor; None: the classes as large as they are
-    images  which files, for a set of image files
+    gamma    the imbalance factor; None: the classes as large as they are
+    images   which files, for a set of image files
+    holdout  so many images of each class are taken from the training set, before the tail is cut,
+             and stand in the place of the test set
     n_max is the smallest class's size in the full set; of image files the largest class's, and a
     class keeps all it has where the profile asks for more. Raises DataError when files are missing
     or damaged, or a class of image files would be left without a training image.
@@ -223,4 +243,42 @@ def load(
     full = resolve(name, images, root)
     if full:
         full = full.model_copy(update={"sha256": None})  # what was found is now known to be right
-    return _load(name, gamma, split_seed, data_root(root), full)
+    return _load(name, gamma, split_seed, data_root(root), full, holdout)
+
+
+class Size(NamedTuple):
+    """Training images of each class, test images, pixels a side, views of a training image."""
+
+    counts: list[int]
+    tests: int
+    pixels: int
+    views: int
+
+
+# Images of the largest class, test images, pixels a side.
+_SIZES = {"cifar10": (5000, 10_000, 32), "cifar100": (500, 10_000, 32),
+          "tiny_imagenet": (500, 10_000, 64), "imagenet": (1300, 50_000, 224)}  # fmt: skip
+
+
+def size_of(
+    name: str,
+    gamma: float | None,
+    split_seed: int = 0,
+    root: str | Path | None = None,
+    images: Images | None = None,
+    holdout: int = 0,
+) -> Size:
+    """How large the set that ``load`` gives is: by its profile, so that it need not be there.
+
+    Sets without a known one (digits, folders, fixed lists) are looked at; DataError as ``load``.
+    """
+    own = images.size if images else None
+    if name in _SIZES and gamma is not None:
+        largest, tests, standard = _SIZES[name]
+        classes, pixels = RECIPES[name].classes or 0, own or standard
+        counts = long_tailed_counts(largest - holdout, classes, gamma).tolist()
+        views = Crops(pixels) if pixels == 224 else Views(pixels // 8, flip=True)
+        return Size(counts, holdout * classes or tests, pixels, views.count)
+    data = load(name, gamma, split_seed, root, images, holdout)
+    pixels = own or data.test_images.shape[-1]
+    return Size(data.counts.tolist(), len(data.test_labels), pixels, data.views.count)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ltkd.data import load, long_tailed_counts, long_tailed_indices, stream
+from ltkd.data import (
+    DataError,
+    load,
+    long_tailed_counts,
+    long_tailed_indices,
+    size_of,
+    stream,
+)
 
 # gamma -> images, and images of head, medium, tail, as reported for CIFAR-100-LT and Tiny ImageNet.
 REPORTED = {
@@ -55,6 +62,30 @@ def test_the_cut_is_seeded_without_replacement_and_nested():
 def test_a_class_with_too_few_images_is_named():
     with pytest.raises(ValueError, match="class 1 has 2 images, fewer than the 3"):
         long_tailed_indices(np.array([0, 0, 1, 1]), torch.tensor([1, 3]), 0)
+
+
+def test_images_are_held_out_before_the_tail_is_cut():
+    whole, tuned = load("digits", 20.0), load("digits", 20.0, holdout=5)
+    assert tuned.test_labels.bincount().tolist() == [5] * 10
+    every = load("digits", 1.0).train_images  # of the largest balanced set
+    smallest = len(every) // 10
+    assert tuned.counts.tolist() == long_tailed_counts(smallest - 5, 10, 20.0).tolist()
+    assert tuned.title == "Digits-LT, 5 images a class held out"
+    seen = {image.numpy().tobytes() for image in tuned.train_images}
+    assert not seen & {image.numpy().tobytes() for image in tuned.test_images}
+    test = {image.numpy().tobytes() for image in whole.test_images}
+    assert not test & ({image.numpy().tobytes() for image in tuned.test_images} | seen)
+    other = load("digits", 20.0, split_seed=1, holdout=5)
+    assert not torch.equal(other.test_images, tuned.test_images)
+    with pytest.raises(DataError, match=r"holdout = 500: the smallest class has only \d+ images"):
+        load("digits", 20.0, holdout=500)
+
+
+def test_cifar100_is_tuned_on_25_images_a_class(cifar100):
+    data = load("cifar100", 100.0, holdout=25)
+    assert data.counts.tolist() == long_tailed_counts(475, 100, 100.0).tolist()
+    assert data.test_labels.bincount().tolist() == [25] * 100
+    assert data.counts.tolist() == size_of("cifar100", 100.0, holdout=25).counts
 
 
 def test_streams_are_independent_and_platform_stable():
