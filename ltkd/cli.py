@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _notebooks(only: str | None) -> list[Path]:
-    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    found = sorted(NOTEBOOKS.glob("*.ipynb"))
     if only is None:
         return found
     chosen = [path for path in found if path.name.startswith(only)]

@@ -28,6 +28,7 @@ from .params import nearest
 
 MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LINES = 60  # of a traceback: the end of a terminal's output should still fit a screen or two
 _LIVE: set[Any] = set()  # managers of the kernels now running, for a quick end on Ctrl-C
@@ -348,12 +349,15 @@ def _failure(notebook: Path, executed: Any, error: Exception | None, said: str) 
 
 
 def _settle(executed: Any, source: Any) -> None:
-    """Take out what differs between two runs that did the same: times, paths, random cell ids."""
+    """Take out what differs between two runs that did the same: times, paths, random names."""
     executed.metadata.pop("papermill", None)
     executed.metadata.pop("widgets", None)
     known = {cell.get("id") for cell in source.cells}
     for index, cell in enumerate(executed.cells):
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if _WIDGET in output.get("data", {}):  # it has a random name, and needs a kernel
+                output["data"] = {"text/markdown": "*Sliders, in a notebook with a kernel.*"}
         if cell.get("id") not in known:
             cell["id"] = f"cell-{index}"

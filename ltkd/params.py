@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -67,6 +68,7 @@ Holdout = Annotated[int, Field(ge=0, le=10_000)]
 Imbalance = Annotated[float, Field(ge=1, le=1e4)]
 Dataset = Literal["digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder"]
 Schedule = Literal["steps", "one_cycle"]
+Grid = dict[str, float | bool | list[float | bool]]  # arguments of a method; lists are combined
 Precision = Literal["fp32", "bf16"]
 Source = Literal["table", "live"]
 
@@ -114,6 +116,18 @@ def method_args(
             )
         defaults[name] = value if isinstance(value, bool) else float(value)
     return defaults
+
+
+def settings_of(sweep: dict[str, list[Grid]]) -> list[tuple[str, dict[str, float | bool]]]:
+    """(method, arguments) of each setting that a sweep compares, checked."""
+    out = []
+    for method, grids in sweep.items():
+        for grid in grids:
+            lists = [value if isinstance(value, list) else [value] for value in grid.values()]
+            for values in product(*lists):
+                out.append((method, dict(zip(grid, values, strict=True))))
+                method_args(*out[-1])
+    return out
 
 
 def _coherent_images(
@@ -313,9 +327,11 @@ class StudyParameters(_Strict):
     method_args: Annotated[dict[str, dict[str, float | bool]], Field(
         description="overrides by method, such as {'kd': {'ce_weight': 0.5}}")] = {}
     ablations: Annotated[list[str], Field(description="cells of the ablation")] = list(ABLATIONS)
-    ablation_pairs: Annotated[list[str] | None, Field(description="pairs of the ablation; None: all")] = None
+    ablation_pairs: Annotated[list[str] | None, Field(description="pairs of the ablation and the sweep; None: all")] = None
     group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
     group_pairs: Annotated[list[str] | None, Field(description="pairs of the group counts; None: all")] = None
+    sweep: Annotated[dict[str, list[Grid]], Field(
+        description="settings to compare, such as {'ltkd': [{'alpha': [1, 2], 'beta': [1, 2]}]}")] = {}
     eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 5
     precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
     threads: Annotated[int, Field(ge=1, le=1024, description="processor threads that one run uses")] = 1
@@ -350,6 +366,9 @@ class StudyParameters(_Strict):
             _known("cell in ablations:", cell, ABLATIONS)
         for method, given in self.method_args.items():
             method_args(method, given)
+        for method, _ in settings_of(self.sweep):
+            if not METHODS[method].loss:
+                raise ValueError(f"sweep: method {method!r} has no arguments to choose")
         _coherent_images(self.dataset, self.images, self.gammas, self.holdout)
         for n in (self.groups, *self.group_counts):
             if classes and n > classes:

@@ -30,11 +30,12 @@ from .params import (
     live_teacher,
     nearest,
     recipe_of,
+    settings_of,
 )
 from .runs import RunRecord, Store, pick_device
 from .train import predict
 
-PARTS = ("teachers", "distillation", "ablations", "group_count")
+PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 
 
@@ -54,6 +55,11 @@ def network_label(name: str) -> str:
     for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
         name = name.replace(shown.lower(), shown, 1)
     return name.replace("_", "-")
+
+
+def setting_label(method: str, args: Args) -> str:
+    """'LTKD, alpha 2, beta 1'."""
+    return ", ".join([METHODS[method].label, *(f"{k} {v:g}" for k, v in args.items())])
 
 
 class Place(NamedTuple):
@@ -154,7 +160,12 @@ class Study:
             return [item for name in PARTS for item in self.specs(name)]
         if part not in PARTS:
             raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
-        chosen = {"ablations": p.ablation_pairs, "group_count": p.group_pairs}.get(part) or p.pairs
+        some = {
+            "ablations": p.ablation_pairs,
+            "sweep": p.ablation_pairs,
+            "group_count": p.group_pairs,
+        }
+        chosen = some.get(part) or p.pairs
         pairs = [pair for pair in self.pairs if "-".join(pair) in chosen]
         places = product(p.gammas, pairs, p.seeds)
         grid = [Place(pair, gamma, seed) for gamma, pair, seed in places]
@@ -163,8 +174,10 @@ class Study:
             return [("", spec) for spec in pool.with_teachers(students) if spec.method == "teacher"]
         if part == "distillation":
             return [("", self._spec(at, method)) for at in grid for method in p.methods]
-        if part == "ablations":
+        if part in ("ablations", "sweep"):
             cells = [(cell, *ABLATIONS[cell]) for cell in p.ablations]
+            if part == "sweep":
+                cells = [(setting_label(*one), *one) for one in settings_of(p.sweep)]
             return [
                 (cell, self._spec(at, name, args=args)) for at in grid for cell, name, args in cells
             ]
@@ -320,6 +333,11 @@ class Study:
 
     def _first(self, pair: Pair | None = None) -> Place:
         return Place(pair or self.pairs[0], self.parameters.gammas[0], self.parameters.seeds[0])
+
+    def has_teacher(self, pair: Pair) -> bool:
+        """Whether the pair's teacher on the first gamma is trained."""
+        record = self.store.get(self._spec(self._first(pair), "kd").teacher_spec)
+        return record is not None and not record.diverged
 
     def teacher(self, pair: Pair | None = None) -> tuple[nn.Module, dict[str, Any]]:
         """The pair's trained teacher on the first gamma, in evaluation mode, and its record."""

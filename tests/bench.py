@@ -118,15 +118,17 @@ def peak(device, dtype, n=2048):
     return 2 * n**3 / statistics.median(times)
 
 
-def operations(data, name):
-    """Of one training step of a network on an image, backward included."""
+def operations(data, pair):
+    """An image's: of a teacher's answer, of a student's step with its backward pass."""
     from torch.utils.flop_counter import FlopCounterMode  # slow to load
 
-    model = create_model(name, len(data.class_names))
-    x = data.normalise(data.test_images[:2])
-    with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(model(x), data.test_labels[:2]).backward()
-    return counter.get_total_flops() / 2
+    x, y = data.normalise(data.test_images[:2]), data.test_labels[:2]
+    teacher, student = (create_model(name, len(data.class_names)) for name in pair)
+    with FlopCounterMode(display=False) as told, torch.no_grad():
+        teacher.eval()(x)
+    with FlopCounterMode(display=False) as trained:
+        F.cross_entropy(student(x), y).backward()
+    return told.get_total_flops() / 2, trained.get_total_flops() / 2
 
 
 def main():
@@ -172,8 +174,13 @@ def main():
     best = max(rate[name] for name in rate if name.startswith("plain"))
     loss = losses(device, given.trials)
     step = 1e3 * BATCH / rate["LTKD, teacher's table"]
-    work = operations(data, pair[1]) * rate["KD, teacher's table"]
-    most = peak(device, torch.bfloat16)
+    told, trained = operations(data, pair)
+    most = {"fp32": peak(device, torch.float32), "bf16": peak(device, torch.bfloat16)}
+    share = {
+        "plain": best * (told + trained) / most["fp32"],
+        "table": rate["KD, teacher's table"] * trained / most["bf16"],
+        "live": rate["KD, live teacher"] * (told + trained) / most["bf16"],
+    }
     result = {
         "pair": given.pair, "device": device.type, "batch": BATCH,
         "plain_images_s": best, "table_images_s": rate["KD, teacher's table"],
@@ -186,7 +193,8 @@ def main():
         "first_step_s": separate["table"][0],
         "memory_over_plain": separate["table"][1] / separate["plain"][1],
         "memory_gb": {way: gb for way, (_, gb) in separate.items()},
-        "share_of_matrix_product": work / most, "bf16_matrix_product_flop_s": most,
+        "share_of_peak": share, "matrix_product_flop_s": most,
+        "image_flop": {"teacher_forward": told, "student_step": trained},
         "loss_ms": loss, "all_images_s": rate, "all_s": times, "steps": count,
         "trials": given.trials, "threads": torch.get_num_threads(),
         "versions": files.versions(), "hardware": files.hardware(),
@@ -204,8 +212,9 @@ def main():
     print(f"  LTKD's loss is {100 * result['ltkd_loss_share_of_step']:.1f} % of its step")
     print(f"  from the start of a process to the first step {result['first_step_s']:.1f} s")
     print(f"  peak memory {result['memory_over_plain']:.2f} x the plain loop's")
-    print(f"  the student's step does {100 * work / most:.0f} % of the operations a second of a "
-          "bf16 matrix product")  # fmt: skip
+    print("  share of what a matrix product does a second (plain: in fp32; ours: in bf16): "
+          + ", ".join(f"{way} {100 * part:.0f} %" for way, part in share.items()))  # fmt: skip
+    print(f"  a matrix product in bf16 over one in fp32: {most['bf16'] / most['fp32']:.2f} x")
     print(path)
 
 

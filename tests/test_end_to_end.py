@@ -4,8 +4,12 @@ import json
 import os
 import re
 import resource
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -13,7 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LTKD = [sys.executable, "-m", "ltkd.cli"]
 PAPERMILL = [sys.executable, "-m", "papermill"]
 pytestmark = pytest.mark.end_to_end
@@ -37,7 +41,7 @@ def snapshot(folder):
 def test_the_study_is_whole(outputs):
     study = outputs / "quick"
     names = [path.stem for path in NOTEBOOKS]
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         assert (study / "reports" / f"{name}.html").stat().st_size > 10_000
         manifest = json.loads((study / "reports" / f"{name}.manifest.json").read_text())
@@ -103,3 +107,129 @@ def test_plain_papermill_refuses_a_misspelt_parameter(outputs, tmp_path):
         timeout=300)  # fmt: skip
     assert done.returncode != 0
     assert "seedz: unknown key. Did you mean 'seeds'?" in done.stderr
+
+
+# What follows needs a browser, and stands last: playwright's event loop suffers no other beside it.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine; Debian's: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+def pages(outputs):
+    reports = sorted((outputs / "quick" / "reports").glob("*.html"))
+    return [outputs / "index.html", outputs / "quick" / "index.html", *reports]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_in_a_browser(outputs, browser, scheme):
+    import axe_playwright_python
+
+    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+    context = browser.new_context(color_scheme=scheme)
+    tab, said, asked = context.new_page(), [], []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    assert len(pages(outputs)) == 10
+    for path in pages(outputs):
+        for width in (360, 768, 1280):
+            tab.set_viewport_size({"width": width, "height": 900})
+            tab.goto(path.as_uri())
+            wide = tab.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, f"{path.name} is {wide} pixels wide at {width}"
+            broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+            assert tab.evaluate(broken) == 0, path.name
+        for fold in tab.locator("details.code").all()[:2]:
+            code = fold.locator("pre").first
+            assert not code.is_visible()
+            fold.locator("summary").click()
+            assert code.is_visible()
+        tab.evaluate(axe)
+        found = tab.evaluate("axe.run()")["violations"]
+        assert not found, [(path.name, v["id"], v["nodes"][0]["html"]) for v in found]
+    context.close()
+    assert not said
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+
+
+@pytest.fixture(scope="module")
+def lab(outputs, tmp_path_factory):
+    """JupyterLab on a copy of the notebooks: (its address, the folder)."""
+    folder = tmp_path_factory.mktemp("lab")
+    for path in NOTEBOOKS:
+        shutil.copy(path, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
+               "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               "--IdentityProvider.token=", f"--notebook-dir={folder}"]  # fmt: skip
+    own = {"LTKD_OUTPUTS": str(outputs), "JUPYTER_CONFIG_DIR": str(folder / ".config"),
+           "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+           "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces")}  # fmt: skip
+    with (folder / ".log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+    address, began = f"http://127.0.0.1:{port}", time.monotonic()
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=5)
+            break
+        except OSError:
+            assert server.poll() is None, (folder / ".log").read_text()
+            assert time.monotonic() - began < 60
+            time.sleep(0.5)
+    yield address, folder
+    server.terminate()
+    server.wait(20)
+
+
+def run_all(tab, path):
+    """Run All Cells from the menu, and wait until each has run; the cells as they were saved."""
+    tab.get_by_role("menuitem", name="Run", exact=True).click()
+    tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    began = time.monotonic()
+    while True:
+        tab.wait_for_timeout(1000)
+        tab.keyboard.press("Control+s")
+        tab.wait_for_timeout(1000)
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        if all(cell.execution_count for cell in cells):
+            return cells
+        errors = [o for c in cells for o in c.outputs if o.output_type == "error"]
+        assert not errors, errors
+        assert time.monotonic() - began < 240, "cells are still running"
+
+
+@pytest.mark.parametrize("name", ["03_distillation", "explore"])
+def test_in_jupyterlab(lab, browser, name):
+    address, folder = lab
+    tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+    tab.goto(f"{address}/lab/tree/{name}.ipynb?reset")
+    tab.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    tab.locator('[data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]') \
+        .first.wait_for(timeout=60_000, state="attached")  # fmt: skip
+    cells = run_all(tab, folder / f"{name}.ipynb")
+    assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+    if name == "explore":
+        slider = tab.locator(".widget-hslider", has_text="groups")
+        slider.scroll_into_view_if_needed()
+        picture = tab.locator(".jupyter-widgets-output-area img").first
+        before = picture.get_attribute("src")
+        handle = slider.locator(".noUi-handle")
+        handle.focus()
+        handle.press("ArrowRight")
+        tab.wait_for_function(
+            "old => document.querySelector('.jupyter-widgets-output-area img')?.src !== old",
+            arg=before, timeout=30_000)  # fmt: skip
+        assert slider.locator(".widget-readout").inner_text() == "4"
+    tab.close()

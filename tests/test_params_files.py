@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltkd.cli import _arguments, _study
-from ltkd.params import load_parameters, recipe_of
+from ltkd.params import load_parameters, load_spec, recipe_of
 from ltkd.pool import with_teachers
 from ltkd.study import Study
 
@@ -21,6 +21,8 @@ RUNS = {
     "tiny_imagenet_lt": 4 * 3 + 2 * 5 * 3 * 3 + 12 * 7 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
     "cifar10_lt": 3 * 3 + 2 * 3 * 3 * 3 + 12 * 3 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
     "imagenet_lt": 2 * 3 + 2 * 2 * 3 + 12 * 2 * 3 + 1 * 1 * 3 + 1 * 1 * 3,
+    # One teacher; fourteen methods, 3 cells, groups 10 and 100; three seeds.
+    "cifar100_lt_short": 1 + (14 + 3 + 2) * 3,
     # One teacher; 2 methods without and 6 with it, 3 cells, groups 1, 5 and 10; five seeds.
     "quick": 1 + (2 + 6 + 3 + 3) * 5,
 }
@@ -43,13 +45,21 @@ def test_every_file_makes_its_specs_without_data(path, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])
-def test_the_papers_files_have_its_recipe_and_say_how_many_runs_they_make(name):
+@pytest.mark.parametrize("path", sorted((ROOT / "params" / "pilot").glob("*.yaml")))
+def test_the_pilot_is_not_on_test_images_and_as_long_as_the_study_that_it_is_for(path):
+    spec, study = load_spec(path), load_parameters(ROOT / "params" / "cifar100_lt_short.yaml")
+    assert spec.holdout == 25
+    assert (spec.epochs, spec.batch, spec.precision, spec.clip_norm, spec.student) == (
+        study.epochs, study.batch, study.precision, study.clip_norm, "vgg8")  # fmt: skip
+
+
+PAPERS = [name for name in RUNS if name not in ("quick", "cifar100_lt_short")]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_files_have_its_recipe(name):
     path = ROOT / "params" / f"{name}.yaml"
     values = load_parameters(path).model_dump()
-    head = path.read_text().split("\nname:")[0]
-    assert f"#   runs       {RUNS[name]}: " in head
-    assert f"#   command    ltkd run params/{name}.yaml" in head
     for spec in runs(**values):
         recipe = recipe_of(spec.dataset, spec.method)
         known = spec.epochs, spec.schedule, spec.precision, spec.clip_norm, spec.weight_decay
@@ -59,8 +69,11 @@ def test_the_papers_files_have_its_recipe_and_say_how_many_runs_they_make(name):
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])
-def test_the_smaller_study_of_the_head_has_as_many_runs_as_it_says(name):
+def test_a_head_says_how_many_runs_a_file_makes_and_its_smaller_study(name):
     path = ROOT / "params" / f"{name}.yaml"
+    head = path.read_text().split("\nname:")[0]
+    assert f"#   runs       {RUNS[name]}: " in head
+    assert f"#   command    ltkd run params/{name}.yaml" in head
     text = " ".join(re.findall(r"#   smaller +(.*?)name:", path.read_text(), re.S)[0].split("\n#"))
     command, number = re.fullmatch(r"ltkd (.*?)\s+\((\d+) runs\)\s*", text).groups()
     words = shlex.split(command)

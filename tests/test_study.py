@@ -1,5 +1,6 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def names(study, part=None):
 def test_the_quick_study_is_a_teacher_and_seventy_students():
     study = Study()
     assert {part: len(names(study, part)) for part in PARTS} == {
-        "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20}  # fmt: skip
+        "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20, "sweep": 0}  # fmt: skip
     # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part
     assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15
 
@@ -131,6 +132,37 @@ def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
     missing = study.missing("distillation")
     assert "the loss is" in missing.set_index("method").reason["kd"]
     assert "kd" not in set(study.results("distillation").method)
+
+
+def test_a_sweep_compares_settings_of_methods(tmp_path):
+    grid = {"ltkd": [{"alpha": [1, 2], "beta": [1, 4]}, {"temperature": 2}],
+            "kd": [{"ce_weight": [0.5]}]}  # fmt: skip
+    study = Study(outputs=tmp_path, name="sweep", **(SMALL | {"seeds": [0]}), sweep=grid)
+    found = [(label, spec.method_args) for label, spec in study.specs("sweep")]
+    assert [label for label, _ in found] == [
+        "LTKD, alpha 1, beta 1", "LTKD, alpha 1, beta 4", "LTKD, alpha 2, beta 1",
+        "LTKD, alpha 2, beta 4", "LTKD, temperature 2", "KD, ce_weight 0.5"]  # fmt: skip
+    assert (found[3][1]["alpha"], found[3][1]["beta"], found[4][1]["temperature"]) == (2, 4, 2)
+    ids = {identity(spec) for _, spec in study.specs("sweep")}
+    assert len(ids) == 6
+    assert len(ids & {identity(s) for _, s in study.specs("distillation")}) == 1  # LTKD at 1, 1
+    study.make([spec for _, spec in study.specs("sweep")], jobs=2, quiet=True)
+    ((_, runs),) = tables.settings(study, "sweep")
+    assert runs["variant"].tolist() == [label for label, _ in found]
+    assert set(runs.loc[runs["method"] == "ltkd", "alpha"]) == {1.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [({"ltkdd": [{}]}, "unknown method 'ltkdd'. Did you mean 'ltkd'"),
+     ({"ltkd": [{"alfa": [1]}]}, "unknown argument of method 'ltkd': 'alfa'. Did you mean 'alpha'"),
+     ({"kd": [{"temperature": [4, 0]}]}, "temperature = 0"),
+     ({"kd": {"temperature": [4]}}, "sweep.kd"),
+     ({"student": [{}]}, "has no arguments to choose")],
+)  # fmt: skip
+def test_a_wrong_sweep_is_refused(sweep, said):
+    with pytest.raises(ParameterError, match=re.escape(said)):
+        Study(**SMALL, sweep=sweep)
 
 
 def test_a_table_is_made_where_it_fits_and_pays():

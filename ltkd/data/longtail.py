@@ -275,6 +275,8 @@ def size_of(
     own = images.size if images else None
     if name in _SIZES and gamma is not None:
         largest, tests, standard = _SIZES[name]
+        if holdout >= largest:
+            raise DataError(f"holdout = {holdout}: the largest class has only {largest} images")
         classes, pixels = RECIPES[name].classes or 0, own or standard
         counts = long_tailed_counts(largest - holdout, classes, gamma).tolist()
         views = Crops(pixels) if pixels == 224 else Views(pixels // 8, flip=True)

@@ -37,7 +37,7 @@ def build(
         if stale or not (study.folder / "index.html").exists():
             write_runs(study)
             write_headline(study)
-            _index(study, sorted(notebooks[0].parent.glob("[0-9][0-9]_*.ipynb")))
+            _index(study, sorted(notebooks[0].parent.glob("*.ipynb")))
     made = [result.notebook.stem for result in results if result.ok]
     broken = [result.error for result in results if not result.ok]
     return made, broken, len(stale) - len(results)

@@ -386,3 +386,43 @@ def trade_off(summary: pd.DataFrame) -> Figure:
     _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper")
     _end_labels(axes, ends)
     return figure
+
+
+@styled
+def heat_map(
+    runs: pd.DataFrame, x: str, y: str, metrics: Sequence[str] = ("all", "tail")
+) -> Figure:
+    """Accuracy over two weights of a method, mean over seeds; a panel a metric."""
+    figure, panels = _panels(1, len(metrics), height=2.9, sharey=True)
+    for axes, metric in zip(panels, metrics, strict=True):
+        grid = runs.pivot_table(index=y, columns=x, values=metric).sort_index(ascending=False)
+        sns.heatmap(grid, ax=axes, cmap="Greys", **CELLS | {"vmin": None})
+        axes.set(title=f"{metric}, %", xlabel=x, ylabel=y if axes is panels[0] else "")
+        axes.tick_params(labelrotation=0, length=0)
+    _note(figure, "mean over seeds; darker is higher")
+    return figure
+
+
+@styled
+def rebalancing(mass: pd.DataFrame, pull: pd.DataFrame, title: str) -> Figure:
+    """Above: the share of each group, as the teacher has it and rebalanced. Below: the pull on each
+    class's logit, from the largest class to the smallest."""
+    figure, (above, below) = _panels(2, height=5.6)
+    n = mass["group"].nunique()
+    above.axhline(100 / n, color="0.4", lw=0.9, ls=":")
+    looks = {"the teacher": ("0.35", "o", "-"), "rebalanced": (RED, "D", "--")}
+    for stage, (colour, marker, line) in looks.items():
+        part = mass[mass["stage"] == stage]
+        above.plot(part["group"] + 1, part["share"], marker + line, color=colour, label=stage)
+    above.set(ylabel="share of the batch, %", ylim=(0, None), xlim=(0.6, n + 0.4))
+    above.set(xlabel="group, head first (dotted: equal shares)", xticks=range(1, n + 1))
+    above.set_title(title)
+    above.legend(frameon=False, fontsize=9)
+    below.axhline(0, color="0.4", lw=0.9)
+    for method, label in (("kd", "KD"), ("ltkd", "LTKD")):
+        part, (colour, _) = pull[pull["method"] == method], look(method)
+        below.plot(part["rank"] + 1, part["pull"], color=colour, label=label)
+    below.set(xlabel="class, by number of training images", ylabel="pull on its logit")
+    below.legend(frameon=False, fontsize=9)
+    _note(figure, "a balanced batch; a student whose logits are all 0")
+    return figure

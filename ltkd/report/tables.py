@@ -354,9 +354,11 @@ def group_table(data: Any) -> pd.DataFrame:
 
 
 def completeness(study: Any, part: str) -> Markdown | pd.DataFrame:
-    """A line when every run of the part finished, else the table of those that did not."""
+    """A line when all runs of the part finished, or it has none; else the table of the others."""
     done, missing = len(study.results(part)), study.missing(part)
     name = part.replace("_", " ").capitalize()
+    if not done and missing.empty:
+        return Markdown(f"*{name}: none in this study.*")
     return Markdown(f"*{name}: {done} of {done} runs finished.*") if missing.empty else missing
 
 

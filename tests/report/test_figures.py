@@ -116,6 +116,14 @@ def test_the_other_figures():
         "balanced batch",
         "long-tailed batch",
     ]
+    plane = [
+        runs(["ltkd"]).assign(alpha=a, beta=b, tail=10 * a + b)
+        for a in (1.0, 2.0)
+        for b in (1.0, 4.0)
+    ]
+    figure = figures.heat_map(pd.concat(plane), "beta", "alpha")
+    assert [t.get_text() for t in figure.axes[1].texts] == ["21.0", "24.0", "11.0", "14.0"]
+    assert figure.axes[0].get_ylabel() == "alpha"
     assert len(figures.images(np.zeros((7, 3, 4, 4), np.uint8), ["x"] * 7).axes) == 10
 
 

@@ -12,10 +12,10 @@ from ltkd.params import parameters_cell
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ["00_data", "01_decomposition", "02_teachers", "03_distillation", "04_ablations",
-         "05_group_count", "06_summary"]  # fmt: skip
+         "05_group_count", "06_summary", "explore"]  # fmt: skip
 
 
-def test_the_seven_are_there():
+def test_all_are_there():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
 
 
