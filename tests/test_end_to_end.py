@@ -223,13 +223,13 @@ def test_in_jupyterlab(lab, browser, name):
     if name == "explore":
         slider = tab.locator(".widget-hslider", has_text="groups")
         slider.scroll_into_view_if_needed()
-        picture = tab.locator(".jupyter-widgets-output-area img").first
+        picture = tab.locator(".widget-html img").first
         before = picture.get_attribute("src")
         handle = slider.locator(".noUi-handle")
         handle.focus()
         handle.press("ArrowRight")
         tab.wait_for_function(
-            "old => document.querySelector('.jupyter-widgets-output-area img')?.src !== old",
+            "old => document.querySelector('.widget-html img')?.src !== old",
             arg=before, timeout=30_000)  # fmt: skip
         assert slider.locator(".widget-readout").inner_text() == "4"
     tab.close()

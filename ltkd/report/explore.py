@@ -4,6 +4,8 @@ Works without any trained network: a made-up teacher is right about its images a
 prior, as one trained on long-tailed data does.
 """
 
+import base64
+import html
 from typing import Any
 
 import numpy as np
@@ -85,8 +87,9 @@ def picture(
     temperature: float = 4.0,
     alpha: float = 1.0,
     beta: float = 1.0,
-) -> None:
-    """Show the scene of a teacher (``own``: logits and counts), or of the made-up one at gamma."""
+) -> dict[str, Any]:
+    """What ``page.show`` takes: the scene of a teacher (``own``: its logits and counts), or of the
+    made-up one at gamma."""
     counts = own[1] if own else long_tailed_counts(LARGEST, CLASSES, gamma)
     logits = own[0] if own else made_up_teacher(counts)
     mass, pull = scene(logits, counts, n_groups, temperature, alpha, beta)
@@ -97,9 +100,8 @@ def picture(
         "almost even after rebalancing. Below: how KD and LTKD pull the logit of each class, from "
         "the largest class to the smallest"
     )
-    page.show(
-        figures.rebalancing(mass, pull, f"teacher: {title}"), alt=alt, name="rebalancing", data=pull
-    )
+    figure = figures.rebalancing(mass, pull, f"teacher: {title}")
+    return {"figure": figure, "alt": alt, "name": "rebalancing", "data": pull}
 
 
 def panel(study: Study) -> Any:
@@ -109,20 +111,29 @@ def panel(study: Study) -> Any:
     found = teachers(study)
     wide: dict[str, Any] = {"style": {"description_width": "8em"}, "continuous_update": False}
     controls: dict[str, Any] = {
-        "teacher": widgets.Dropdown(
+        "title": widgets.Dropdown(
             options=list(found), description="teacher", style=wide["style"]),
         "gamma": widgets.FloatLogSlider(
             100, base=10, min=0, max=2.3, step=0.1, description="gamma", **wide),
         "n_groups": widgets.IntSlider(3, 1, 10, description="groups", **wide),
-        "temperature": widgets.FloatSlider(4, min=1, max=16, step=0.5, description="temperature",
-                                           **wide),
+        "temperature": widgets.FloatSlider(
+            4, min=1, max=16, step=0.5, description="temperature", **wide),
         "alpha": widgets.FloatSlider(1, min=0, max=4, step=0.25, description="alpha", **wide),
         "beta": widgets.FloatSlider(1, min=0, max=4, step=0.25, description="beta", **wide),
     }  # fmt: skip
+    # Not an Output widget: that one talks back to the kernel, and headless runs can hang on it.
+    view = widgets.HTML()
 
-    def draw(teacher: str, **values: Any) -> None:
-        controls["gamma"].disabled = teacher != MADE_UP  # a trained teacher has the gamma it has
-        picture(teacher, found[teacher], **values)
+    def redraw(_: Any = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        own = found[values["title"]]
+        controls["gamma"].disabled = own is not None  # a trained teacher has the gamma it has
+        drawn = picture(own=own, **values)
+        source = base64.b64encode(page.svg(drawn["figure"]).encode()).decode()
+        alt = html.escape(drawn["alt"])
+        view.value = f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">'
 
-    shown = widgets.interactive_output(draw, controls)
-    return widgets.VBox([*controls.values(), shown])
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([*controls.values(), view])

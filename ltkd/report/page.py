@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 SVG_LIMIT = 300_000  # bytes; a larger drawing is shown as a PNG at twice the resolution
 
 
+def _drawn(figure: "Figure", kind: str, **options: Any) -> bytes:
+    import matplotlib as mpl
+
+    out = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "ltkd", "svg.fonttype": "path"}):
+        figure.savefig(out, format=kind, bbox_inches="tight", pad_inches=0.06, **options)
+    return out.getvalue()
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as SVG; the same figure gives the same text."""
+    unnamed = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    return _drawn(figure, "svg", metadata=unnamed).decode()
+
+
 def show(
     figure: "Figure", alt: str, name: str | None = None, data: "pd.DataFrame | None" = None
 ) -> None:
@@ -31,25 +46,17 @@ def show(
     text/csv, ``alt`` as text/plain; metadata {"image/svg+xml": {"alt", "name"}}. ``name`` is
     the file name that the data download as.
     """
-    import matplotlib as mpl
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError(f"alt = {alt!r}: say in a sentence what the figure shows")
 
-    def drawn(kind: str, **options: Any) -> bytes:
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, bbox_inches="tight", pad_inches=0.06, **options)
-        return out.getvalue()
-
     meta: dict[str, Any] = {"alt": alt, "name": name or "-".join(re.findall(r"\w+", alt.lower()))}
-    with mpl.rc_context({"svg.hashsalt": "ltkd", "svg.fonttype": "path"}):
-        unnamed = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        mime, picture = "image/svg+xml", drawn("svg", metadata=unnamed).decode()
-        if len(picture) > SVG_LIMIT:
-            png = drawn("png", metadata={"Software": None}, dpi=2 * figure.dpi)
-            mime, picture = "image/png", base64.b64encode(png).decode()
-            meta["width"] = round(int.from_bytes(png[16:20]) / 2)  # of IHDR; in CSS pixels
+    mime, picture = "image/svg+xml", svg(figure)
+    if len(picture) > SVG_LIMIT:
+        png = _drawn(figure, "png", metadata={"Software": None}, dpi=2 * figure.dpi)
+        mime, picture = "image/png", base64.b64encode(png).decode()
+        meta["width"] = round(int.from_bytes(png[16:20]) / 2)  # of IHDR; in CSS pixels
     bundle = {mime: picture, "text/plain": alt}
     if data is not None:
         bundle["text/csv"] = data.to_csv(index=False, lineterminator="\n")
