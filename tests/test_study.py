@@ -33,7 +33,8 @@ def names(study, part=None):
 def test_the_quick_study_is_a_teacher_and_seventy_students():
     study = Study()
     assert {part: len(names(study, part)) for part in PARTS} == {
-        "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20, "sweep": 0}  # fmt: skip
+        "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20,
+        "sweep": 0}  # fmt: skip
     # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part
     assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15
 
