@@ -170,7 +170,7 @@ def _accessible(soup: Any) -> Markup:
         caption = table.find("caption")
         label = " ".join(caption.get_text().split()) if caption else "Table"
         box = soup.new_tag("div", attrs={"class": "scroll wide", "tabindex": "0"})
-        box.attrs |= {"role": "region", "aria-label": label}
+        box.attrs |= {"role": "group", "aria-label": label}
         if table.parent.name == "div":
             table.parent.unwrap()  # pandas' own, which would keep the box from scrolling
         table.wrap(box)

@@ -207,7 +207,7 @@ def test_data_are_text_and_code_is_folded(html: str) -> None:
 def test_tables_have_scopes_and_right_aligned_numbers(html: str) -> None:
     pandas, markdown = BeautifulSoup(html, "html.parser").select(".scroll > table")[::-1]
     for table in (pandas, markdown):
-        assert table.parent["role"] == "region"
+        assert table.parent["role"] == "group"
         assert table.parent["aria-label"]
         assert all(th["scope"] in {"col", "row"} for th in table.find_all("th"))
     heads = [[c.get_text() for c in r.find_all("th")] for r in pandas.select("thead tr")]
