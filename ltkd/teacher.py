@@ -159,9 +159,10 @@ class Teacher:
             with locked(lock, stop):
                 rows, good = table.read(place)
                 missing = np.flatnonzero(~good)
-                for block in np.split(missing, range(BLOCK, len(missing), BLOCK)):
+                for start in range(0, len(missing), BLOCK):
                     if stop():
                         raise Stopped("stopped while a teacher's table was filled")
+                    block = missing[start : start + BLOCK]
                     rows[block] = self._block(torch.from_numpy(block).to(view.device), view)
                     table.write(place[block], rows[block])
         self.rows = torch.from_numpy(rows).to(self.feed.device)

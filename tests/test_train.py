@@ -14,7 +14,7 @@ from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.params import RunSpec
 from ltkd.runs import Store
-from ltkd.teacher import Teacher
+from ltkd.teacher import Table, Teacher
 from ltkd.train import (
     Stopped,
     half_weights,
@@ -191,6 +191,24 @@ def test_a_row_of_the_table_does_not_depend_on_who_asks(tmp_path, tiny, network,
     rows, _ = asked(tmp_path / "a", spec, model, identity)
     scale = direct.abs().max()
     assert (rows.double() - direct).abs().max() < (2e-2 if precision == "bf16" else 1e-3) * scale
+
+
+def test_rows_that_another_run_filled_meanwhile_are_read(tmp_path, tiny, monkeypatch):
+    spec, model = tiny(method="kd", teacher="resnet8"), initial_model(tiny(), 10).eval()
+    view, calls, read = np.zeros(390, int), [], Table.read
+    rows, _ = asked(tmp_path, spec, model, view)
+
+    def late(self, place):
+        calls.append(place)
+        told, good = read(self, place)
+        return told, good & (len(calls) > 1)
+
+    monkeypatch.setattr(Table, "read", late)
+    monkeypatch.setattr(Teacher, "_block", None)
+    again, _ = asked(tmp_path, spec, model, view)
+    assert len(calls) == 2
+    assert torch.equal(rows, again)
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_seeds_share_one_table_and_views_that_were_seen_cost_nothing(tmp_path, tiny, monkeypatch):
