@@ -7,6 +7,7 @@ there, and nothing is written.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -94,8 +95,11 @@ def _table(spec: RunSpec) -> tuple[str, str] | None:
 
 def _filled(study: Study, table: tuple[str, str]) -> int:
     """Rows that are there."""
-    paths = study.folder.glob(f"tables/{table[0]}-*/{table[1]}")
-    return sum(int((np.load(path, mmap_mode="r")["check"] != 0).sum()) for path in paths)
+    rows = 0
+    for path in study.folder.glob(f"tables/{table[0]}-*/{table[1]}"):
+        with suppress(ValueError, EOFError):  # a damaged one is made anew
+            rows += int((np.load(path, mmap_mode="r")["check"] != 0).sum())
+    return rows
 
 
 def _kind(spec: RunSpec) -> tuple[str, int]:
