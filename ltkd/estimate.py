@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from . import pool
-from .data import Feed, Size, Views, load, size_of
+from .data import Feed, Size, Views, load
 from .losses import LOSSES
 from .methods import METHODS
 from .models import create_model
 from .params import RunSpec
 from .runs import identity, pick_device
 from .study import Study
-from .teacher import BLOCK, Teacher, table_name
+from .teacher import BLOCK, Teacher, table_name, table_row
 from .train import EVAL_BATCH, Trainer, initial_objective, predict
 
 CPU_PIXELS = 2**20  # of a batch; a larger one is measured in part on a processor, for its memory
@@ -125,11 +125,6 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     there = len(specs) - len(left)
     yield f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}"
 
-    sizes = {spec.gamma: spec for spec in left.values()}
-    about = {
-        gamma: size_of(spec.dataset, gamma, spec.split_seed, p.data_root, spec.images, spec.holdout)
-        for gamma, spec in sizes.items()
-    }
     busy, wall = time.process_time(), time.perf_counter()
     costs: dict[Any, tuple[float, float]] = {}
     fills: dict[Any, float] = {}
@@ -137,7 +132,7 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     tables: dict[Any, list[Any]] = {}
     draws = set()
     for name, spec in left.items():
-        size, kind, table = about[spec.gamma], _kind(spec), _table(spec)
+        size, kind, table = study.size(spec.gamma), _kind(spec), _table(spec)
         if kind not in costs:
             costs[kind] = image_costs(stand_in(spec, size, device))
         now = pool._read_progress(study.store, spec) or {"epoch": 0}
@@ -149,8 +144,8 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
             who = f"{spec.teacher}, {table[1]}"
             if who not in fills:
                 fills[who] = fill_cost(stand_in(spec, size, device))
-            width = len(size.counts) * max(1, int(spec.method_args.get("pool", 0))) ** 2
-            tables.setdefault(table, [who, size, width, 0])[3] += spec.epochs
+            row = table_row(len(size.counts), int(spec.method_args.get("pool", 0)))
+            tables.setdefault(table, [who, size, row.itemsize, 0])[3] += spec.epochs
     got = (time.process_time() - busy) / (time.perf_counter() - wall)
 
     line = "  {:40} {:24} {:>12} {:>10} {:>6} {:>6}  {}".format
@@ -179,12 +174,12 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     for who, fill in fills.items():
         yield f"  {who:60} {1e3 * fill:10.2f} ms an image"
     filled, disk = 0.0, 0.0
-    for place, (who, size, width, epochs) in tables.items():
+    for place, (who, size, row_bytes, epochs) in tables.items():
         # Each epoch of each seed draws one view of every image, whether it was drawn before or not.
         rows = sum(size.counts) * size.views * (1 - (1 - 1 / size.views) ** epochs)
         rows = max(0.0, rows - _filled(study, place))
         filled += rows * fills[who]
-        disk += rows * (2 * width + 4)
+        disk += rows * row_bytes
     total, count = sum(seconds.values()) + filled, pool.jobs_for(jobs, list(left.values()))
     yield (
         f"{len(left)} runs are left: {pool._clock(total)} one after another, of which "

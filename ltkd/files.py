@@ -34,6 +34,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
+def set_aside(path: Path) -> Path:
+    """Keep a damaged file under a name that says so, out of the way of the one made anew."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return aside
+
+
 class Stopped(Exception):
     """Work was asked to stop; what it had done so far is on disk."""
 

@@ -112,8 +112,7 @@ class Store:
         return RunRecord(spec, {**values, "sha256": seal}, folder)
 
     def _set_aside(self, path: Path, why: str) -> None:
-        aside = path.with_name(f"{path.name}.damaged")
-        os.replace(path, aside)
+        aside = files.set_aside(path)
         print(f"{path}: damaged ({why}); kept as {aside.name}, the run is made anew", flush=True)
 
     def put(
@@ -243,7 +242,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if not checkpoint.exists():
                 raise
-            os.replace(checkpoint, checkpoint.with_name("checkpoint.safetensors.damaged"))
+            files.set_aside(checkpoint)
             print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
             trainer = begin()
         done = trainer.train(stop, tell)

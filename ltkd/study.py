@@ -33,6 +33,7 @@ from .params import (
     settings_of,
 )
 from .runs import RunRecord, Store, pick_device
+from .teacher import table_row
 from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
@@ -87,7 +88,7 @@ class Study:
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
         self._failed: dict[str, dict[str, str]] = {}
-        self._size = cache(self._size_of)
+        self.size = cache(self._size_of)
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> "Study":
@@ -145,13 +146,13 @@ class Study:
         if p.teacher_source == "live" or live_teacher(method, p.dataset, p.images):
             return "live"
         try:
-            size = self._size(gamma)
+            size = self.size(gamma)
         except DataError:  # of files that are not there; nothing is trained then
             return "table"
         if side and (p.epochs or RECIPES[p.dataset].epochs) * len(p.seeds) < size.views:
             return "live"
-        row = 2 * len(size.counts) * max(side, 1) ** 2 + 4
-        return "table" if size.views * sum(size.counts) * row <= 1e9 * p.table_gb else "live"
+        whole = size.views * sum(size.counts) * table_row(len(size.counts), side).itemsize
+        return "table" if whole <= 1e9 * p.table_gb else "live"
 
     def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
         """(variant, spec) of a part of PARTS, or of all of them."""
@@ -175,9 +176,11 @@ class Study:
         if part == "distillation":
             return [("", self._spec(at, method)) for at in grid for method in p.methods]
         if part in ("ablations", "sweep"):
-            cells = [(cell, *ABLATIONS[cell]) for cell in p.ablations]
+            cells: list[tuple[str, str, Args]]
             if part == "sweep":
                 cells = [(setting_label(*one), *one) for one in settings_of(p.sweep)]
+            else:
+                cells = [(cell, *ABLATIONS[cell]) for cell in p.ablations]
             return [
                 (cell, self._spec(at, name, args=args)) for at in grid for cell, name, args in cells
             ]
@@ -313,6 +316,7 @@ class Study:
         return load(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
 
     def _size_of(self, gamma: float | None) -> Size:
+        """How large the set at one of the gammas is; ``size`` remembers it."""
         p = self.parameters
         return size_of(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
 

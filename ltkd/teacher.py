@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Feed, LongTailed, stream
-from .files import Stopped, locked, write_atomic
+from .files import Stopped, locked, set_aside, write_atomic
 from .losses import LOSSES, Compared
 from .methods import METHODS
 from .models import forward_features, forward_maps
@@ -56,6 +56,12 @@ def table_name(spec: RunSpec) -> str:
     return f"maps{pool:g}.npy" if pool else "logits.npy"
 
 
+def table_row(classes: int, side: int) -> np.dtype[Any]:
+    """A row of a table: logits, or CAT-KD's maps pooled to ``side`` x ``side``, and a check."""
+    shape = (classes, side, side) if side else (classes,)
+    return np.dtype([("answer", "<f2", shape), ("check", "<u4")])
+
+
 class Table:
     """Rows of answers in one file of a given shape, [views * images], read through memory.
 
@@ -65,10 +71,9 @@ class Table:
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], length: int, stop: Callable[[], bool]
+        self, path: Path, row: np.dtype[Any], length: int, stop: Callable[[], bool]
     ) -> None:
-        self.path, self.length = path, length
-        self.dtype = np.dtype([("answer", "<f2", shape), ("check", "<u4")])
+        self.path, self.dtype, self.length = path, row, length
         found = self._open()
         if found is None:
             with locked(path.with_suffix(".lock"), stop):
@@ -92,8 +97,7 @@ class Table:
         except FileNotFoundError:
             return None
         except (ValueError, EOFError) as error:
-            aside = self.path.with_name(f"{self.path.name}.damaged")
-            os.replace(self.path, aside)
+            aside = set_aside(self.path)
             print(f"{self.path}: damaged ({error}); kept as {aside.name}, made anew", flush=True)
             return None
 
@@ -176,13 +180,14 @@ class Teacher:
     def _table(self, folder: Path, stop: Callable[[], bool]) -> Table:
         data = self.feed.data
         views, images = data.views.count, len(data.train_labels)
-        shape: tuple[int, ...] = (len(data.class_names), *[self.pool] * (2 if self.pool else 0))
+        row = table_row(len(data.class_names), self.pool)
         path = folder / table_name(self.spec)
         about = {"teacher": folder.name, "network": self.spec.teacher, "data": data.sha256,
                  "gamma": data.gamma, "row": "view * images + image", "views": views,
-                 "images": images, "answer": shape, "precision": self.spec.precision}  # fmt: skip
+                 "images": images, "answer": row["answer"].shape,
+                 "precision": self.spec.precision}  # fmt: skip
         write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
-        return Table(path, shape, views * images, stop)
+        return Table(path, row, views * images, stop)
 
     def answer(self, x: Tensor, index: Tensor) -> Any:
         """What the loss compares, of the images ``index`` [B], seen as ``x``: logits [B, C],

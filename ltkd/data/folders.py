@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import canonical, cores, locked, sha256, write_atomic
+from ..files import canonical, cores, locked, set_aside, sha256, write_atomic
 from ..params import Images
 from .sources import DataError, Source
 from .views import Crops, Views
@@ -274,7 +274,7 @@ def _content(manifest: dict[str, Any]) -> str:
 
 
 def _set_aside(path: Path) -> None:
-    os.replace(path, path.with_name(f"{path.name}.damaged"))
+    set_aside(path)
     why = "it does not match its sha256"
     print(f"{path}: damaged ({why}); kept as {path.name}.damaged", file=sys.stderr, flush=True)
 

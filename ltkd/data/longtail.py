@@ -45,12 +45,14 @@ def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
     return torch.tensor([int(n_max * (1 / gamma) ** (c / last)) for c in range(num_classes)])
 
 
-def long_tailed_indices(labels: np.ndarray, counts: Tensor, split_seed: int) -> np.ndarray:
+def long_tailed_indices(
+    labels: np.ndarray, counts: Tensor, split_seed: int, purpose: str = "split"
+) -> np.ndarray:
     """Which training images are kept, sorted: int64 [sum of counts], drawn without replacement.
 
     One seeded generator permutes each class whole, so that a smaller tail is a subset of a larger.
     """
-    draw = stream("split", split_seed)
+    draw = stream(purpose, split_seed)
     kept = []
     for c, count in enumerate(counts.tolist()):
         members = np.flatnonzero(labels == c)
@@ -60,16 +62,6 @@ def long_tailed_indices(labels: np.ndarray, counts: Tensor, split_seed: int) -> 
             )
         kept.append(draw.permutation(members)[:count])
     return np.sort(np.concatenate(kept))
-
-
-def held_out_indices(labels: np.ndarray, each: int, split_seed: int) -> np.ndarray:
-    """``each`` training images of every class, to tune on: sorted, int64 [C * each]."""
-    draw = stream("holdout", split_seed)
-    members = [np.flatnonzero(labels == c) for c in range(int(labels.max()) + 1)]
-    smallest = min(map(len, members))
-    if each >= smallest:
-        raise DataError(f"holdout = {each}: the smallest class has only {smallest} images")
-    return np.sort(np.concatenate([draw.permutation(own)[:each] for own in members]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,13 +184,17 @@ def _load(
 ) -> LongTailed:
     found = folders.find(images, name, root) if images else source(name, root)
     (pixels, labels), (test, test_labels) = found.train, found.test
-    left, rest = labels, ""
+    left, rest, classes = labels, "", len(found.class_names)
     if holdout:  # taken away first: the tail is cut out of what is left
-        held = held_out_indices(labels, holdout, split_seed)
+        smallest = np.bincount(labels, minlength=classes).min()
+        if holdout >= smallest:
+            raise DataError(f"holdout = {holdout}: the smallest class has only {smallest} images")
+        each = torch.full((classes,), holdout)
+        held = long_tailed_indices(labels, each, split_seed, "holdout")
         left, rest = labels.copy(), f", {holdout} images a class held out"
         left[held] = -1
         test, test_labels = pixels[held], labels[held]
-    sizes = torch.from_numpy(np.bincount(left[left >= 0], minlength=len(found.class_names)))
+    sizes = torch.from_numpy(np.bincount(left[left >= 0], minlength=classes))
     asked = sizes
     if gamma is not None:
         n_max = sizes.max() if images else sizes.min()
