@@ -101,7 +101,7 @@ def execute(
         if not part.exists():  # papermill did not get as far as writing
             raise error or RuntimeError(f"papermill wrote no output for {notebook.name}")
         executed = remove_error_markers(nbformat.read(part, as_version=4))
-        name, text = _failure(notebook, executed, error, said)
+        raised, text = _failure(notebook, executed, error, said)
         text = text and f"{text}\n\nkept: {failed}"
         _settle(executed, source)
         seconds = time.monotonic() - started
@@ -110,15 +110,21 @@ def execute(
             with suppress(Exception):  # the text and the failed notebook say it already
                 html = page.html(executed, failed, manifest=None)
                 write_atomic(failed.with_suffix(".html"), html)
-            return NotebookResult(notebook, False, failed, seconds, name, text)
+            return NotebookResult(notebook, False, failed, seconds, raised, text)
         write_atomic(part, nbformat.writes(executed) + "\n")
         manifest = _manifest(executed)
         html = page.html(executed, report, manifest=manifest)
+        tables = page.data_files(executed, stem)
+        for old in set(reports.glob(f"{stem}.*.csv")) - {reports / name for name in tables}:
+            old.unlink()
+        for name, table in tables.items():
+            write_atomic(reports / name, table)
         os.replace(part, report)
         write_atomic(report.with_suffix(".html"), html)
         if manifest is not None:  # last: a report is up to date when its manifest says so
             path = report.with_suffix(".manifest.json")
-            pages = {name.name: sha256(name) for name in (report, report.with_suffix(".html"))}
+            whole = [report, report.with_suffix(".html"), *(reports / name for name in tables)]
+            pages = {name.name: sha256(name) for name in whole}
             write_atomic(path, json.dumps(manifest | {"files": pages}, indent=1) + "\n")
         for stale in (failed, failed.with_suffix(".html")):
             stale.unlink(missing_ok=True)

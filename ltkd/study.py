@@ -250,7 +250,7 @@ class Study:
             "teacher": spec.teacher or "", "student": spec.student, "pair": pair,
             "method": spec.method, "label": METHODS[spec.method].label,
             "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
-            "epochs": spec.epochs,
+            "epochs": spec.epochs, "holdout": spec.holdout,
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
             "best_epoch": epochs[best],
             **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},

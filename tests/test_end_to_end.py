@@ -46,7 +46,7 @@ def test_the_study_is_whole(outputs):
         assert (study / "reports" / f"{name}.html").stat().st_size > 10_000
         manifest = json.loads((study / "reports" / f"{name}.manifest.json").read_text())
         assert manifest["data"]["title"] == "Digits-LT"
-    assert len(list((study / "runs").iterdir())) == 71
+    assert len(list((study / "runs").iterdir())) == 101
     assert len(list((study / "teachers").iterdir())) == 1
     index = (study / "index.html").read_text()
     assert all(f"reports/{name}.html" in index for name in names)
@@ -55,7 +55,28 @@ def test_the_study_is_whole(outputs):
     ]
     assert str(ROOT) not in index
     rows = (study / "runs.csv").read_text().splitlines()
-    assert len(rows) == 1 + 1 + 40 + 25 + 20
+    assert len(rows) == 1 + 1 + 40 + 25 + 20 + 45
+
+
+def test_a_page_is_sixty_kilobytes_and_its_pictures(outputs):
+    pages = [*outputs.rglob("*.html")]
+    assert len(pages) == 8 + 2
+    for page in pages:
+        assert len(re.sub(r"data:image[^\"]*", "", page.read_text()).encode()) < 60_000, page
+        for name in re.findall(r'<a download href="([^"]+)"', page.read_text()):
+            assert (page.parent / name).stat().st_size > 50, name
+
+
+def test_the_same_records_give_the_same_page(outputs):
+    """All but the line on its making, and the manifest's seal over it."""
+    report = outputs / "quick" / "reports" / "02_teachers.html"
+    before = report.read_text()
+    report.with_suffix(".manifest.json").unlink()
+    command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(outputs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "101 runs, 1 reports made" in done.stdout
+    facts = re.compile(r'<dl class="facts wide">.*?</dl>|<span>seal .*?</span>', re.S)
+    assert facts.sub("", report.read_text()) == facts.sub("", before)
 
 
 def test_pages_ask_for_nothing_from_outside(outputs):

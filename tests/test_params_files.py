@@ -24,7 +24,7 @@ RUNS = {
     # One teacher; fourteen methods, 3 cells, groups 10 and 100; three seeds.
     "cifar100_lt_short": 1 + (14 + 3 + 2) * 3,
     # One teacher; 2 methods without and 6 with it, 3 cells, groups 1, 5 and 10; five seeds.
-    "quick": 1 + (2 + 6 + 3 + 3) * 5,
+    "quick": 1 + (2 + 6 + 3 + 3 + 6) * 5,
 }
 
 

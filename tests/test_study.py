@@ -30,13 +30,14 @@ def names(study, part=None):
     return {identity(spec) for _, spec in study.specs(part)}
 
 
-def test_the_quick_study_is_a_teacher_and_seventy_students():
+def test_the_quick_study_is_a_teacher_and_a_hundred_students():
     study = Study()
     assert {part: len(names(study, part)) for part in PARTS} == {
         "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20,
-        "sweep": 0}  # fmt: skip
-    # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part
-    assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15
+        "sweep": 45}  # fmt: skip
+    # kd and ltkd of the ablation, and ltkd with 3 groups, are runs of the distillation part;
+    # three of the nine settings of the sweep are cells of the ablation
+    assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15 + 30
 
 
 def test_a_student_of_two_pairs_counts_once(tmp_path):

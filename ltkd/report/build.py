@@ -1,6 +1,5 @@
 """From finished runs to a study's pages: what is up to date is left alone."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ def build(
     jobs: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[str], list[str], int]:
-    """Execute the notebooks whose inputs changed, then runs.csv, headline.svg and the indexes.
+    """Execute the notebooks whose inputs changed, then ``write_runs``, the headline, the indexes.
 
     Returns the names of the reports made, the texts of those that failed, and how many a stop left.
     """
@@ -54,20 +53,20 @@ def fresh(study: Study, name: str) -> bool:
 
 def write_headline(study: Study) -> None:
     """headline.svg: the summary's headline figure as a file of its own, for a README or a slide."""
-    outputs = [o.get("data", {}) for c in page.headline(study.folder) for o in c.get("outputs", [])]
-    for data in outputs:
+    _, cells = page.headline(study.folder)
+    for data in (output.get("data", {}) for cell in cells for output in cell.get("outputs", [])):
         if "image/svg+xml" in data:
             write_atomic(study.folder / "headline.svg", data["image/svg+xml"])
             return
 
 
 def write_runs(study: Study) -> None:
-    """runs.csv: a row a run and part, the tidy table that the notebooks draw from."""
+    """runs.csv and runs.json: a row a run and part, the tidy table that the notebooks draw from."""
     frames = [study.results(part).assign(part=part) for part in PARTS]
     frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=["run", "part"])]
-    text = io.StringIO()
-    pd.concat(frames, ignore_index=True).round(4).to_csv(text, index=False)
-    write_atomic(study.folder / "runs.csv", text.getvalue())
+    table = pd.concat(frames, ignore_index=True).round(4)
+    write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(study.folder / "runs.json", table.to_json(orient="records", indent=1) + "\n")
 
 
 def _index(study: Study, notebooks: Sequence[Path]) -> None:

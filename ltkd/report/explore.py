@@ -101,7 +101,12 @@ def picture(
         "the largest class to the smallest"
     )
     figure = figures.rebalancing(mass, pull, f"teacher: {title}")
-    return {"figure": figure, "alt": alt, "name": "rebalancing", "data": pull}
+    return {
+        "figure": figure,
+        "alt": alt,
+        "name": f"rebalancing-{title.lower().replace(' ', '-')}",
+        "data": pull,
+    }
 
 
 def panel(study: Study) -> Any:

@@ -6,24 +6,26 @@ Imported only when a page is made: nbconvert takes more than a second to load.
 import base64
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup
 from bs4.element import PreformattedString
-from jinja2 import Environment, FileSystemLoader
 from latex2mathml.converter import convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from mistune import HTMLRenderer
-from nbconvert.filters import strip_ansi
+from nbconvert.exporters import TemplateExporter
 from nbconvert.filters.markdown_mistune import (
     MarkdownWithMath,
     MathBlockParser,
     MathInlineParser,
 )
+from nbformat.v4 import new_notebook
 from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
+from traitlets.config import Config
 
 _NUMBER = re.compile(r"[-+−±]?[\d.,]+([eE][-+]?\d+)?\s*%?(\s*[±(\[].*)?|nan|NaN|–|—|-|")
 _PLAIN = re.compile(r'<span class="(?:n|p|w|nn|nv|ni|py|bp|o)">([^<]*)</span>')
@@ -207,13 +209,26 @@ def _align_numbers(table: Any) -> None:
 # ------------------------------------------------------------------------------------ pages
 
 
-def page(template: str, renderer: Renderer, **values: Any) -> str:
-    """HTML from one of the templates; whatever is not Markup is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent / "template")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"strip_ansi": strip_ansi, "b64": _base64}
-    environment.globals |= {"tidy": tidy, "highlighted": highlighted, "markdown": renderer.markdown}
-    return environment.get_template(template).render(values)
+def page(renderer: Renderer, template: str, cells: Sequence[Any] = (), **about: Any) -> str:
+    """HTML of a notebook's cells by one of our nbconvert templates; what is not Markup is escaped.
+
+    about: what the template finds in ``resources``; ``title`` is the page's, and its h1.
+    """
+    kinds = ["image/svg+xml", "image/png", "text/html", "text/markdown", "text/plain"]
+    exporter = TemplateExporter(
+        template_name="template",
+        template_file=f"{template}.html.j2",
+        extra_template_basedirs=[str(Path(__file__).parent)],
+        filters={"b64": _base64},
+        config=Config({"NbConvertBase": {"display_data_priority": kinds}}),
+    )
+    environment = exporter.environment
+    environment.autoescape = environment.trim_blocks = environment.lstrip_blocks = True
+    heading = Markup(renderer.heading(escape(about["title"]), 1))
+    environment.globals |= {"tidy": tidy, "highlighted": highlighted, "kinds": kinds}
+    environment.globals["markdown"] = renderer.markdown
+    notebook = new_notebook(cells=list(cells))
+    return exporter.from_notebook_node(notebook, {"heading": heading, **about})[0]
 
 
 def _base64(text: str) -> str:

@@ -8,10 +8,11 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ..files import write_atomic
 
@@ -69,24 +70,41 @@ def show(
 def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> str:
     """HTML of an executed notebook that is, or will be, at ``path`` = <study>/reports/<stem>.ipynb.
 
-    The index is linked as ../index.html, the manifest as <stem>.manifest.json.
+    Linked are the index as ../index.html, <stem>.manifest.json, and the ``data_files``.
     """
     from .markup import Renderer, page
 
     title, _ = _opening(notebook, path.stem)
-    study, renderer = path.absolute().parent.parent.name, Renderer()
     links = [("All of this study", "../index.html"), ("Notebook", path.name)]
     if manifest is not None:
         links.append(("Manifest", f"{path.stem}.manifest.json"))
+    study = path.absolute().parent.parent.name
     crumbs = [("Studies", "../../index.html"), (study, "../index.html"), (title, "")]
-    seal = (manifest or {}).get("seal", "")[:12]
-    about = {"title": title, "crumbs": crumbs, "links": links, "seal": seal}
-    text = page("page.html.j2", renderer, cells=notebook.cells, **about)
-    if "<h1" not in text:
-        text = text.replace('<main id="main">', f'<main id="main">\n<h1>{escape(title)}</h1>', 1)
-    failed = path.stem.endswith(".failed")
-    facts = page("meta.j2", renderer, facts=_facts([manifest] if manifest else []), failed=failed)
-    return text.replace("</h1>", f"</h1>\n{facts}", 1)
+    return page(
+        Renderer(),
+        "index",
+        _body(notebook.cells),
+        title=title,
+        crumbs=crumbs,
+        links=links,
+        seal=(manifest or {}).get("seal", "")[:12],
+        facts=_facts([manifest] if manifest else []),
+        failed=path.stem.endswith(".failed"),
+        data=path.stem if manifest else "",
+    )
+
+
+def data_files(notebook: Any, stem: str) -> dict[str, str]:
+    """The data behind an executed notebook's figures: CSV text by file name."""
+    found: dict[str, str] = {}
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        for about in output.get("metadata", {}).values():
+            if "text/csv" in output.get("data", {}) and "name" in about:
+                name = f"{stem}.{about['name']}.csv"
+                if name in found:
+                    raise ValueError(f"two figures of {stem} have the name {about['name']!r}")
+                found[name] = output["data"]["text/csv"]
+    return found
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -103,6 +121,16 @@ def _opening(notebook: Any, stem: str) -> tuple[str, str]:
     found = re.match(r"#+ (?P<title>.*)\n*(?P<question>(?:.+\n?)*)", text)
     title, question = found.groups() if found else (stem.replace("_", " "), "")
     return re.sub(r"[*`]", "", title).strip(), " ".join(question.split())
+
+
+def _body(cells: Sequence[Any]) -> list[Any]:
+    """The cells without the title, which the page's head holds."""
+    out = list(cells)
+    first = next((i for i, cell in enumerate(out) if cell.cell_type == "markdown"), None)
+    if first is not None:
+        out[first] = copy(out[first])
+        out[first].source = re.sub(r"\A#+ .*\n*", "", out[first].source)
+    return out
 
 
 # ------------------------------------------------------------------------------------ the index
@@ -140,16 +168,16 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
     return made
 
 
-def headline(folder: Path) -> list[Any]:
-    """The cells tagged ``headline`` of the last report (in the order of names) that has any."""
+def headline(folder: Path) -> tuple[str, list[Any]]:
+    """The last report (in the order of names) with cells tagged ``headline``: stem and cells."""
     import nbformat
 
     for report in sorted(folder.glob("reports/*.ipynb"), reverse=True):
         cells = nbformat.read(report, as_version=4).cells
         tagged = [cell for cell in cells if "headline" in cell.metadata.get("tags", [])]
         if tagged and not report.stem.endswith(".failed"):
-            return tagged
-    return []
+            return report.stem, tagged
+    return "", []
 
 
 def write_index(
@@ -168,25 +196,28 @@ def write_index(
     from .markup import Renderer, page, tidy
 
     renderer = Renderer()
-    renderer.heading(title, 1)
     table = "" if problems is None or problems.empty else problems.to_html(index=False, border=0)
     manifests = [read_manifest(path) for path in sorted(folder.glob("reports/*.manifest.json"))]
-    links = [("All studies", "../index.html")]
-    if (folder / "runs.csv").exists():
-        links.append(("Every run as a table (runs.csv)", "runs.csv"))
-    shown = {
-        "title": title,
-        "crumbs": [("Studies", "../index.html"), (title, "")],
-        "facts": _facts([m for m in manifests if m]),
-        "intro": renderer.markdown(intro),
-        "cells": headline(folder),
-        "bare": True,
-        "contents": "Notebooks",
-        "cards": cards,
-        "problems": tidy(table),
-        "links": links,
-    }
-    write_atomic(folder / "index.html", page("study.html.j2", renderer, **shown))
+    tables = [name for name in ("runs.csv", "runs.json") if (folder / name).exists()]
+    stem, cells = headline(folder)
+    text = page(
+        renderer,
+        "study",
+        cells,
+        title=title,
+        crumbs=[("Studies", "../index.html"), (title, "")],
+        facts=_facts([m for m in manifests if m]),
+        intro=renderer.markdown(intro),
+        data=f"reports/{stem}",
+        contents="Notebooks",
+        cards=cards,
+        problems=tidy(table),
+        links=[
+            ("All studies", "../index.html"),
+            *((f"Every run as a table ({name})", name) for name in tables),
+        ],
+    )
+    write_atomic(folder / "index.html", text)
 
 
 def write_studies_index(outputs: Path) -> None:
@@ -206,7 +237,7 @@ def write_studies_index(outputs: Path) -> None:
         about = {"title": h1.get_text(), "question": text.get_text() if text else ""}
         found.append(about | {"status": status, "note": note, "link": link})
     title = "Distillation from long-tailed teachers"
-    text = page("study.html.j2", Renderer(), title=title, contents="Studies", cards=found)
+    text = page(Renderer(), "study", title=title, contents="Studies", cards=found)
     write_atomic(outputs / "index.html", text)
 
 

@@ -261,10 +261,20 @@ def test_figures_have_their_description_and_their_data(html: str) -> None:
     svg = base64.b64decode(figure.img["src"].partition(",")[2]).decode()
     assert "<svg" in svg
     assert "<text" not in svg  # letters are paths: the same on every machine
-    link = figure.find("a", download=True)
-    assert link["download"] == "tail.csv"
-    csv = base64.b64decode(link["href"].partition(",")[2]).decode()
-    assert csv == "a,b\n1.5,<script>alert(1)</script>\n-2.0,& co\n"
+    assert figure.find("a", download=True)["href"] == "03_distillation.tail.csv"
+
+
+def test_the_data_of_figures_are_files_with_names_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = pd.DataFrame({"a": [1.5, -2.0], "b": ["<script>alert(1)</script>", "& co"]})
+    outputs = [shown(drawing(), monkeypatch, alt="A line.", data=rows, name=n) for n in "xy"]
+    notebook = new_notebook(cells=[new_code_cell("pass", outputs=outputs, id="code")])
+    csv = "a,b\n1.5,<script>alert(1)</script>\n-2.0,& co\n"
+    assert page.data_files(notebook, "03_a") == {"03_a.x.csv": csv, "03_a.y.csv": csv}
+    outputs[1].metadata["image/svg+xml"]["name"] = "x"
+    with pytest.raises(ValueError, match="two figures of 03_a have the name 'x'"):
+        page.data_files(notebook, "03_a")
 
 
 def test_show_draws_the_same_bytes_and_falls_back_to_png(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ltkd.report.tables import Interval, verdict
 def runs(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
     """A row a method and seed; all metrics hold the same value."""
     rows = [
-        {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}"}
+        {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}", "holdout": 0}
         | dict.fromkeys((*tables.METRICS, "best_all"), v) | columns
         for m, series in values.items() for s, v in enumerate(series)
     ]  # fmt: skip
@@ -54,6 +54,15 @@ def test_one_value_has_no_interval_and_says_so():
     assert one.difference() == "+51.0 (no interval)"
     assert verdict(one) == "not resolved"
     assert tables.t_interval([np.nan]).plus_minus() == "—"
+
+
+def test_a_note_says_which_images_were_counted():
+    frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]})
+    assert "on the balanced test set, last" in tables.note(frame).data
+    assert (
+        "on 25 training images a class, held out, last"
+        in tables.note(frame.assign(holdout=25)).data
+    )
 
 
 def test_missing_values_do_not_count():
