@@ -5,7 +5,7 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test bench lab clean lock
+.PHONY: help env study test reproduce bench lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ test: env ## lint, format, types, all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+reproduce: PARAMS := params/cifar100_lt_quick.yaml
+reproduce: env ## one row of PARAMS' table from nothing, and whether it falls where stated: ROW=ltkd
+	@$(BIN)/ltkd reproduce $(PARAMS) $(or $(ROW),$(error name the row: make reproduce ROW=ltkd))
 
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)

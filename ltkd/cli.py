@@ -1,4 +1,4 @@
-"""The command line: ltkd run | train | data | status | methods.
+"""The command line: ltkd run | train | reproduce | data | status | methods.
 
 Exit codes: 0 all is done; 1 a run or a notebook failed; 2 a wrong parameter, or data is missing;
 75 the budget ended first; 130 or 143 interrupted. After 75, 130 and 143 the same command goes on.
@@ -130,6 +130,12 @@ def _arguments() -> argparse.ArgumentParser:
     train.add_argument("spec", type=Path, help="YAML file with the fields of ltkd.RunSpec")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     where(train)
+    again = add("reproduce", "make one row of a study's table anew and compare", _reproduce)
+    again.add_argument("parameters", type=Path, help="parameter file of a study that is there")
+    again.add_argument("row", help="method, as in the first column of the table: kd, ltkd, ...")
+    again.add_argument("--jobs", type=_jobs, default=None, help="as in ltkd run")
+    override(again)
+    where(again)
     data = add("data", "get or check a data set", _data)
     data.add_argument("action", choices=("prepare", "check"))
     data.add_argument("set", type=_set, help=f"{', '.join(SETS)}, or a parameter file")
@@ -248,6 +254,41 @@ def _train(given: argparse.Namespace) -> int:
         outcome = record.values.get("reason") or f"{last:.2f} % test accuracy in the last epoch"
         print(f"{record.spec.title}: {outcome}; {record.folder / 'record.json'}")
     return 1 if out.failed or any(r.diverged for r in out.records.values()) else 0
+
+
+def _reproduce(given: argparse.Namespace) -> int:
+    study, values = _study(given)
+    if given.row not in study.parameters.methods:
+        raise ParameterError(
+            f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
+        )
+    from .report.tables import prediction
+    from .study import Study
+
+    specs, stated = study.row_of(given.row)
+    if len(stated) < max(2, len(specs)):
+        raise ParameterError(
+            f"{given.row}: {len(stated)} of {len(specs)} records are in {study.folder / 'runs'}, "
+            "and an interval needs all of at least two seeds; make them with ltkd run"
+        )
+    stop, anew = Stop(given.budget), Study(outputs=study.folder.parent / "reproduced", **values)
+    out = anew.make(specs, jobs=given.jobs, stop=stop)
+    for reason in out.failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    if out.left:
+        print(f"{given.row}: {len(out.left)} runs are left; the same command goes on from here.")
+        return stop.code if stop() else 1
+    inside, rows = not out.failed, anew.row_of(given.row)[1]
+    for (pair, gamma), made in rows.groupby(["pair", "gamma"]):
+        expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
+        for metric in ("all", "tail"):
+            gap, mean = prediction(expected[metric], len(made)), made[metric].mean()
+            inside &= (good := gap.low <= mean <= gap.high)
+            print(
+                f"{given.row}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %; "
+                f"expected {gap.low:.2f} to {gap.high:.2f}: {'inside' if good else 'OUTSIDE'}"
+            )
+    return 0 if inside else 1
 
 
 def _data(given: argparse.Namespace) -> int:

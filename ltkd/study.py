@@ -236,6 +236,12 @@ class Study:
         """
         return pd.DataFrame([self._row(variant, record) for variant, record in self._records(part)])
 
+    def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
+        """A method's runs in the table of methods, and ``results`` of those that are there."""
+        specs = [spec for _, spec in self.specs("distillation") if spec.method == method]
+        found = [record for spec in specs if (record := self.store.get(spec))]
+        return specs, pd.DataFrame([self._row("", one) for one in found if not one.diverged])
+
     def _row(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec, values = record.spec, record.values
         totals = [int(np.sum(row["correct"])) for row in values["history"] if "correct" in row]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ltkd import cli
+from ltkd import Study, cli, params
+from ltkd.report import tables
 
 SPEC = """dataset: digits
 gamma: 20
@@ -205,6 +206,31 @@ def test_a_dry_run_knows_how_many_images_a_set_has_without_it(tmp_path, name, im
 
     about = size_of(name, 100.0, 0, str(tmp_path / "none"))
     assert (sum(about.counts), about.tests) == (images, 10_000)
+
+
+def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "two.yaml"
+    path.write_text(TINY.replace("[0]", "[0, 1]") + "methods: [kd]\nsweep: {}\n")
+    again = ["reproduce", str(path), "kd", "--outputs", str(tmp_path)]
+    assert cli.main(again) == 2
+    assert "kd: 0 of 2 records are in" in capsys.readouterr().err
+    assert not (tmp_path / "reproduced").exists()
+    study = Study(outputs=tmp_path, **params.load_parameters(path).model_dump())
+    study.make(quiet=True)
+    assert cli.main(again) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = study.results("distillation")
+    for metric, line in zip(("all", "tail"), said, strict=True):
+        # The mean of two new seeds about that of two: t(0.975, 1) = 12.706, s sqrt(1/2 + 1/2).
+        mean, half = rows[metric].mean(), 12.7062 * rows[metric].std()
+        expected = f"{mean:.2f} %; expected {mean - half:.2f} to {mean + half:.2f}: inside"
+        assert line == f"kd, ResNet20-ResNet8, gamma 20, {metric}: {expected}"
+    assert len(list((tmp_path / "reproduced" / "tiny" / "runs").iterdir())) == 3
+    monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
+    assert cli.main(again) == 1
+    assert "expected 98.00 to 100.00: OUTSIDE" in capsys.readouterr().out
+    assert cli.main(["reproduce", str(path), "kdd", "--outputs", str(tmp_path)]) == 2
+    assert "kdd: no row of tiny. Did you mean 'kd'?" in capsys.readouterr().err
 
 
 def test_data_check_digits(capsys):

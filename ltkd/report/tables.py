@@ -76,6 +76,14 @@ def t_interval(values: Iterable[float]) -> Interval:
     return Interval(x.mean(), x.mean() - half, x.mean() + half, len(x))
 
 
+def prediction(values: Iterable[float], m: int) -> Interval:
+    """Where the mean of ``m`` new seeds falls in 95 of 100 cases: the t interval of the mean, wider
+    by sqrt(1 + n / m) for the new seeds' own scatter."""
+    gap = t_interval(values)
+    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m)
+    return Interval(gap.mean, gap.mean - half, gap.mean + half, gap.n)
+
+
 def verdict(gap: Interval, claim: str = "higher", margin: float = 0.0) -> str:
     """confirmed, contradicted or not resolved, from the interval of a difference.
 
@@ -186,6 +194,16 @@ def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 def accuracies(runs: pd.DataFrame, by: str = "method") -> pd.DataFrame:
     """The main table: last epoch, 'mean ± half-width (n)'; best test epoch as a marked column."""
     return wide(summarise(runs, by, (*METRICS, "best_all")))
+
+
+def to_reproduce(runs: pd.DataFrame) -> pd.DataFrame:
+    """Where a row's mean should fall when its seeds are run again elsewhere: overall and tail."""
+    cells = {}
+    for method, rows in runs.groupby("method", sort=False):
+        found = {metric: prediction(rows[metric], len(rows)) for metric in ("all", "tail")}
+        ends = {k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") for k, gap in found.items()}
+        cells[method] = ends if len(rows) > 1 else dict.fromkeys(ends, "one seed: no interval")
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row")
 
 
 def note(runs: pd.DataFrame, by: str = "method") -> Markdown:

@@ -40,6 +40,13 @@ def test_t_interval_by_hand():
     assert found.high - found.mean == pytest.approx(4.30265 / 3**0.5, abs=1e-4)
 
 
+def test_a_prediction_is_for_new_seeds():
+    # As above, and m = 3 new seeds scatter as much again: half-width 4.30265 sqrt(1/3 + 1/3).
+    found = tables.prediction([1.0, 2.0, 3.0], 3)
+    assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
+    assert tables.to_reproduce(runs({"kd": [1.0, 2.0, 3.0]})).loc["kd", "tail"] == "−1.5 to 5.5"
+
+
 def test_t_interval_against_scipy():
     x = np.random.default_rng(0).normal(50, 3, 7)
     expected = stats.t.interval(0.95, 6, loc=x.mean(), scale=stats.sem(x))
