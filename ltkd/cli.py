@@ -23,6 +23,7 @@ from .params import (
     RECIPES,
     ParameterError,
     check,
+    check_fit,
     load_parameters,
     load_spec,
     nearest,
@@ -233,6 +234,9 @@ def _run(given: argparse.Namespace) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     spec = load_spec(given.spec)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", given.spec.stem):  # '...yaml' would leave the outputs
+        raise ParameterError(f"{given.spec}: its name is that of the results' folder, so without "
+                             "its ending it should be letters, digits and inner _ - .")  # fmt: skip
     from .pool import make
 
     stop, folder = Stop(given.budget), outputs_root(given.outputs) / given.spec.stem
@@ -240,7 +244,8 @@ def _train(given: argparse.Namespace) -> int:
     from .data import load, resolve
 
     spec = spec.model_copy(update={"images": resolve(spec.dataset, spec.images, root)})
-    load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
+    data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
+    check_fit(spec, data.counts.tolist())
     out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
     for reason in out.failed.values():
         print(f"failed: {reason}", file=sys.stderr)

@@ -97,8 +97,8 @@ def _filled(study: Study, table: tuple[str, str]) -> int:
     """Rows that are there."""
     rows = 0
     for path in study.folder.glob(f"tables/{table[0]}-*/{table[1]}"):
-        with suppress(ValueError, EOFError):  # a damaged one is made anew
-            rows += int((np.load(path, mmap_mode="r")["check"] != 0).sum())
+        with suppress(ValueError, EOFError, IndexError):  # a damaged one is made anew
+            rows += int((np.lib.format.open_memmap(path, mode="r")["check"] != 0).sum())
     return rows
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -60,7 +62,7 @@ def recipe_of(dataset: str, method: str) -> Recipe:
 FILE_SETS = ("tiny_imagenet", "imagenet", "folder")  # sets that are folders of image files
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, le=1e4)]
 Weight = Annotated[float, Field(ge=0, le=1e4)]
@@ -71,6 +73,10 @@ Schedule = Literal["steps", "one_cycle"]
 Grid = dict[str, float | bool | list[float | bool]]  # arguments of a method; lists are combined
 Precision = Literal["fp32", "bf16"]
 Source = Literal["table", "live"]
+
+
+PathText = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]+$")]
+MOST_RUNS = 50_000  # of one study: listing them takes seconds
 
 
 class ParameterError(ValueError):
@@ -110,9 +116,9 @@ def method_args(
             raise ValueError(
                 f"{name} = {value!r} of method {method!r}: should be from {low} to 10000"
             )
-        if name == "pool" and (value < 1 or value != int(value)):
+        if name == "pool" and (not 1 <= value <= 64 or value != int(value)):
             raise ValueError(
-                f"pool = {value!r} of method {method!r}: should be a whole number >= 1"
+                f"pool = {value!r} of method {method!r}: should be a whole number >= 1, at most 64"
             )
         defaults[name] = value if isinstance(value, bool) else float(value)
     return defaults
@@ -175,18 +181,19 @@ class Images(_Strict):
     sha256      of the images' names and sizes; filled in when the data is found
     """
 
-    folder: Annotated[str, Field(min_length=1)] | None = None
+    folder: PathText | None = None
     size: Literal[32, 64, 224] | None = None
-    train_list: Annotated[str, Field(min_length=1)] | None = None
-    test_list: Annotated[str, Field(min_length=1)] | None = None
+    train_list: PathText | None = None
+    test_list: PathText | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")
     def _inside(self) -> Images:
         for name in ("folder", "train_list", "test_list"):
-            path = Path(getattr(self, name) or ".")
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{name} = {str(path)!r}: should be a path below the data root")
+            given = getattr(self, name)
+            path = Path(given or "given")
+            if not path.parts or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name} = {given!r}: should be a path below the data root")
         return self
 
 
@@ -222,7 +229,7 @@ class RunSpec(_Strict):
     def _complete(cls, values: Any) -> Any:
         """Defaults of the method are written out, so that a spec never changes its meaning."""
         if isinstance(values, dict) and isinstance(values.get("method"), str):
-            given = values.get("method_args") or {}
+            given = values.get("method_args", {})
             if not isinstance(given, dict):
                 raise ValueError(
                     f"method_args = {given!r}: should be a mapping of argument to number"
@@ -288,6 +295,20 @@ class RunSpec(_Strict):
         return f"{self.method} {self.pair} {gamma_text(self.gamma)} seed {self.seed}"
 
 
+def check_fit(spec: RunSpec, counts: Sequence[int]) -> None:
+    """Raises ParameterError where the spec asks for more than ``counts``, images a class, hold."""
+    images, at = sum(counts), gamma_text(spec.gamma)
+    if not all(counts):
+        raise ParameterError(f"gamma = {spec.gamma}: class {list(counts).index(0)} keeps no image; "
+                             "a smaller gamma or holdout leaves it some")  # fmt: skip
+    if spec.batch > images:
+        raise ParameterError(
+            f"batch = {spec.batch}: the training set has only {images} images at {at}"
+        )
+    if (spec.groups or 0) > len(counts):
+        raise ParameterError(f"groups = {spec.groups}: the training set has {len(counts)} classes")
+
+
 def gamma_text(gamma: float | None) -> str:
     return "classes as they are" if gamma is None else f"gamma {gamma:g}"
 
@@ -339,7 +360,7 @@ class StudyParameters(_Strict):
     teacher_source: Annotated[Source, Field(description="table: teacher's answers computed once; live: each step")] = "table"
     table_gb: Annotated[Positive, Field(description="of disk, for one teacher's table; a larger one is not made: live")] = 16.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")] = "auto"
-    data_root: Annotated[str | None, Field(description="folder of the data sets; None: LTKD_DATA, else data/")] = None
+    data_root: Annotated[PathText | None, Field(description="folder of the data sets; None: LTKD_DATA, else data/")] = None
     # fmt: on
 
     @model_validator(mode="after")
@@ -367,6 +388,16 @@ class StudyParameters(_Strict):
             _known("cell in ablations:", cell, ABLATIONS)
         for method, given in self.method_args.items():
             method_args(method, given)
+        if self.temperature:
+            method_args("kd", {"temperature": self.temperature})
+        lengths = [[len(v) if isinstance(v, list) else 1 for v in grid.values()]
+                   for grids in self.sweep.values() for grid in grids]  # fmt: skip
+        if not all(map(all, lengths)):
+            raise ValueError(f"sweep = {self.sweep!r}: a list needs a value")
+        cells = len(self.methods) + len(self.ablations) + len(self.group_counts) + sum(map(prod, lengths))
+        runs = cells * len(self.gammas) * len(self.pairs) * len(self.seeds)
+        if runs > MOST_RUNS:
+            raise ValueError(f"{runs:,} runs are asked for; at most {MOST_RUNS:,} make a study, so split it")
         for method, _ in settings_of(self.sweep):
             if not METHODS[method].loss:
                 raise ValueError(f"sweep: method {method!r} has no arguments to choose")
@@ -378,16 +409,26 @@ class StudyParameters(_Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags, merges of duplicate keys or surprises: 1e-3 is a number."""
+    """YAML without tags, aliases, merges of duplicate keys or surprises: 1e-3 is a number."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        # Nine nested aliases are a page of text, and a thousand million values.
+        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
+            raise yaml.composer.ComposerError(
+                None, None, "no tags (!x), anchors (&x) or aliases (*x) here; write the value out", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, rx) for tag, rx in pairs if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, rx) for tag, rx in pairs if tag.endswith((":bool", ":null"))]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+for _kind, _rx in {  # only decimal: 010 is not 8 here, 1:30 not 90
+    "int": r"[-+]?(0|[1-9][0-9]*)$",
+    "float": r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_rx), list("-+0123456789."))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -421,8 +462,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ParameterError(f"{path}: there is no such file.{nearest(str(path), near) if near else ''}")
-    if path.stat().st_size > 1_000_000:
-        raise ParameterError(f"{path}: larger than 1 MB; a parameter file is a page of text")
+    if path.stat().st_size > 100_000:
+        raise ParameterError(f"{path}: larger than 100 kB; a parameter file is a page of text")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -449,7 +490,8 @@ def check(model: type[_Strict], values: dict[str, Any], source: str = "parameter
                 text = item["msg"].removeprefix("Value error, ")
                 text = text[:1].lower() + text[1:] if key else text
                 lines.append(f"{key} = {item['input']!r}: {text}" if key else text)
-        lines = list(dict.fromkeys(lines))
+        lines = [line if len(line) < 1000 else f"{line[:500]} ... {line[-400:]}" for line in dict.fromkeys(lines)]
+        lines[20:] = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
         raise ParameterError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 

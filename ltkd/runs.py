@@ -92,6 +92,8 @@ class Store:
             seal = values.pop("sha256")
             if seal != files.sha256(files.canonical(values)):
                 raise ValueError("its content does not match its sha256")
+            if values["run"] != folder.name or values["status"] not in ("done", "diverged"):
+                raise ValueError("it is not a record of this run")
             for name, expected in values["files"].items():
                 if files.sha256(folder / name) != expected:
                     raise ValueError(f"{name} does not match its sha256")
@@ -99,7 +101,7 @@ class Store:
             if path.exists():
                 self._set_aside(path, f"{error.filename} is missing")
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._set_aside(path, str(error))
             return None
         if spec.method == "teacher" and values["status"] == "done":

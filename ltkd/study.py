@@ -5,6 +5,7 @@ import json
 import time
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from itertools import product
@@ -27,6 +28,7 @@ from .params import (
     Source,
     StudyParameters,
     check,
+    check_fit,
     live_teacher,
     nearest,
     recipe_of,
@@ -158,7 +160,11 @@ class Study:
         """(variant, spec) of a part of PARTS, or of all of them."""
         p = self.parameters
         if part is None:
-            return [item for name in PARTS for item in self.specs(name)]
+            found = [item for name in PARTS for item in self.specs(name)]
+            for one in {(s.gamma, s.batch, s.groups): s for _, s in found}.values():
+                with suppress(DataError):  # files that are not there are told of by ``make``
+                    check_fit(one, self.size(one.gamma).counts)
+            return found
         if part not in PARTS:
             raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
         some = {

@@ -90,7 +90,7 @@ class Table:
     def _open(self) -> np.memmap[Any, Any] | None:
         """The file's rows; None where it is not there, or set aside because it is damaged."""
         try:
-            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            rows = np.lib.format.open_memmap(self.path, mode="r")  # never a pickle or an archive
             if (rows.dtype, rows.shape) != (self.dtype, (self.length,)):
                 raise ValueError(f"it holds {rows.shape} of {rows.dtype}")
             return rows

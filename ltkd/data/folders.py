@@ -177,15 +177,40 @@ def _walk(tree: Path, part: str, inner: str = "") -> list[tuple[str, str, int]]:
     return found
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} at byte {error.start}"
+        raise DataError(f"{path}: not UTF-8 text ({why})") from None
+
+
+def _annotated(tree: Path) -> dict[str, str]:
+    """Tiny ImageNet's test images: path to class, of the lines "file class ..."."""
+    path, found = tree / "val/val_annotations.txt", {}
+    for n, row in enumerate(map(str.split, _lines(path)), 1):
+        if row and (len(row) < 2 or "/" in row[0]):
+            raise DataError(f"{path}, line {n}: should be a file of val/images and its class")
+        if row:
+            found[f"val/images/{row[0]}"] = row[1]
+    return found
+
+
 def _listed(tree: Path, file: str, known: dict[str, str]) -> list[tuple[str, str, int]]:
     """(class, path, bytes) of every line "path label" of a list; known: classes not in the path."""
     found, labels = [], []
-    for n, line in enumerate((tree / file).read_text(encoding="utf-8").splitlines(), 1):
+    for n, line in enumerate(_lines(tree / file), 1):
         path, _, label = line.strip().rpartition(" ")
         at = PurePosixPath(path.strip())
         if not line.strip():
             continue
-        if not path or not label.isdecimal() or at.is_absolute() or ".." in at.parts:
+        if (
+            not path
+            or not label.isdecimal()
+            or len(label) > 9
+            or at.is_absolute()
+            or ".." in at.parts
+        ):
             raise DataError(f"{tree / file}, line {n}: should be a path below {tree} and a label")
         if not (tree / at).is_file():
             raise DataError(f"{tree / at}: not there, but {file} names it in line {n}")
@@ -207,8 +232,7 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
     inner = "/images" if name == "tiny_imagenet" else ""
     try:
         if inner:
-            rows = (tree / "val/val_annotations.txt").read_text().splitlines()
-            known = {f"val/images/{row.split()[0]}": row.split()[1] for row in rows if row.strip()}
+            known = _annotated(tree)
         if images.train_list:
             train = _listed(tree, images.train_list, known)
         else:
@@ -222,7 +246,9 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
         order = {c: i for i, c in enumerate(sorted({c for c, *_ in train}))}
         more = {c for c, *_ in test} ^ order.keys()
         if (tree / "wnids.txt").is_file() and not images.train_list:
-            more |= set((tree / "wnids.txt").read_text().split()) ^ order.keys()
+            more |= {
+                word for line in _lines(tree / "wnids.txt") for word in line.split()
+            } ^ order.keys()
         words = _words(tree, list(order))
     except OSError as error:
         raise DataError(
@@ -232,6 +258,9 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
         first = ", ".join(sorted(more)[:5])
         raise DataError(f"{name}: {tree}: train, test and wnids.txt should have the same classes; "
                         f"{len(more)} are not in all: {first}")  # fmt: skip
+    empty = [path for _, path, size in (*train, *test) if not size]
+    if empty:  # nor is a pipe or a device opened
+        raise DataError(f"{tree / empty[0]}: an empty file, no image; get it again or remove it")
     parts = [[(path, size, order[c]) for c, path, size in part] for part in (train, test)]
     return Listing(list(order), words, *parts)
 
@@ -240,7 +269,7 @@ def _words(tree: Path, classes: list[str]) -> list[str]:
     """The classes as people call them, by words.txt; where two are called the same, with the id."""
     if not (tree / "words.txt").is_file():
         return classes
-    rows = (row.partition("\t") for row in (tree / "words.txt").read_text().splitlines())
+    rows = (row.partition("\t") for row in _lines(tree / "words.txt"))
     told = {wnid: words.split(",")[0].strip() for wnid, _, words in rows}
     names = [told.get(c) or c for c in classes]
     return [n if names.count(n) == 1 else f"{n} ({c})" for n, c in zip(names, classes, strict=True)]
@@ -257,8 +286,8 @@ def _unchanged(folder: Path) -> bool:
     """Whether everything has the size and time that it had when it was last looked at whole."""
     try:
         stamps = json.loads((folder / "stamps.json").read_text())
-        return bool(stamps == _stamps(map(Path, stamps)))
-    except (OSError, ValueError, AttributeError):
+        return bool(stamps) and bool(stamps == _stamps(map(Path, stamps)))
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -338,7 +367,7 @@ def _make(folder: Path, tree: Path, found: Listing, size: int) -> dict[str, Any]
     """Decode everything into ``folder``, from where an earlier call was killed; the manifest."""
     progress, total = folder / "progress.json", len(found.train) + len(found.test)
     done = dict.fromkeys(PARTS, 0)
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         at = json.loads(progress.read_text())
         done |= at["done"] if at["listing"] == found.sha256 else {}
     manifest: dict[str, Any] = {
@@ -432,7 +461,8 @@ def _files(name: str, tree: Path, folder: Path, images: Images, thorough: bool) 
     watched = {os.path.dirname(row[0]) for row in found.train + found.test} | {p for p in own if p}
     with suppress(OSError):  # a read-only data root is walked in every process
         write_atomic(folder / "manifest.json", json.dumps(manifest))
-        _stamp(folder, [tree / p for p in sorted(watched) if (tree / p).exists()])
+        seen = [tree / p for p in sorted(watched) if (tree / p).exists()]
+        _stamp(folder, [*seen, folder / "manifest.json"])
     return manifest
 
 
@@ -486,7 +516,7 @@ def find(images: Images, name: str, root: Path, thorough: bool = False) -> Sourc
         labels = np.asarray(manifest[name]["labels"], np.int64)
         if images.size == 224:
             return Files([f"{tree}/{path}" for path in manifest[name]["paths"]]), labels
-        return np.load(folder / f"{name}.npy", mmap_mode="c"), labels
+        return np.lib.format.open_memmap(folder / f"{name}.npy", mode="c"), labels
 
     size = int(images.size or 64)
     views = Crops(size) if size == 224 else Views(size // 8, flip=True)
