@@ -670,6 +670,7 @@ def test_a_cifar_file_with_the_official_name_and_other_bytes_is_not_unpickled(tm
 MARKS = ["<script>alert(1)", "<img src=x onerror=alert(2)>", "a $x_{ **b** `c` | {d} %s \\ \"'"]
 
 
+@pytest.mark.slow
 def test_a_class_called_script_is_text_on_a_page(tmp_path):
     """From a folder's name, by the data set and a notebook, to a page."""
     folder, reports = birds(tmp_path), tmp_path / "reports"
@@ -704,6 +705,7 @@ ATTACKS = [
 ]
 
 
+@pytest.mark.slow
 def test_no_value_of_any_parameter_becomes_code(tmp_path):
     """papermill writes values into a cell as text: past the schema, each comes back as it was."""
     values = {}
