@@ -468,14 +468,15 @@ def load_spec(path: str | Path, processes: int = 1) -> RunSpec:
     processes: so many have been started to make it together
     """
     values = read_yaml(path)
-    if values.setdefault("processes", processes) != processes:
-        given = values["processes"]
-        raise ParameterError(f"{path}: processes = {given!r}, but {processes} started; "
-                             f"start it by: torchrun --nproc-per-node {given} -m ltkd train {path}")  # fmt: skip
     recipe = RECIPES.get(str(values.get("dataset")))
     keys = ("epochs", "batch", "lr", "weight_decay")
     defaults = {k: getattr(recipe, k) for k in keys} if recipe else {}
-    return check(RunSpec, defaults | values, str(path))
+    spec: RunSpec = check(RunSpec, {"processes": processes} | defaults | values, str(path))
+    if spec.processes != processes:
+        start = f"torchrun --nproc-per-node {spec.processes} -m ltkd train {path}"
+        raise ParameterError(f"{path}: processes = {spec.processes}, but {processes} started; "
+                             f"should be started by: {start}")  # fmt: skip
+    return spec
 
 
 def parameters_cell() -> str:

@@ -69,12 +69,18 @@ class RunRecord:
         return np.load(self.folder / "predictions.npy", allow_pickle=False)
 
 
+def _stamp(path: Path, values: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """By which one sees that a record and its files were not touched."""
+    found = [path.stat(), *((path.parent / name).stat() for name in values["files"])]
+    return [(about.st_mtime_ns, about.st_size, about.st_ino) for about in found]
+
+
 class Store:
     """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/, splits/."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._read: dict[Path, tuple[tuple[int, int, int], RunRecord]] = {}
+        self._read: dict[Path, tuple[list[Any], RunRecord]] = {}
 
     def run_folder(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / identity(spec)
@@ -99,16 +105,14 @@ class Store:
     def get(self, spec: RunSpec) -> RunRecord | None:
         """The finished record, or None. A damaged one is set aside by name and counts as absent.
 
-        One that is as it was, by its time, size and inode, is not read and checked again; a
+        One whose files are as they were, by time, size and inode, is not read and checked again; a
         teacher's is, with its model, which all its students rest on.
         """
         folder = self.run_folder(spec)
         path = folder / "record.json"
         try:
-            about = path.stat()
-            stamp = about.st_mtime_ns, about.st_size, about.st_ino
             known = self._read.get(path)
-            if known and known[0] == stamp and spec.method != "teacher":
+            if known and known[0] == _stamp(path, known[1].values) and spec.method != "teacher":
                 return known[1]
             values = json.loads(path.read_text())
             seal = values.pop("sha256")
@@ -132,7 +136,7 @@ class Store:
                 self._set_aside(model, "it does not match its record's sha256")
                 return None
         record = RunRecord(spec, {**values, "sha256": seal}, folder)
-        self._read[path] = stamp, record
+        self._read[path] = _stamp(path, values), record
         return record
 
     def _set_aside(self, path: Path, why: str) -> None:

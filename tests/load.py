@@ -121,12 +121,19 @@ def real(runs, folder):
 def draw(rows):
     figure, (axes,) = figures._panels(height=3.2)
     sns.lineplot(rows, x="runs", y="ms", hue="phase", style="phase", markers=True, dashes=False,
-                 palette="colorblind", ax=axes)  # fmt: skip
+                 palette="colorblind", legend=False, ax=axes)  # fmt: skip
     axes.axhline(TARGET, color="0.4", linestyle="--", linewidth=1)
-    axes.text(rows["runs"].min(), TARGET, "target, in all", va="bottom", fontsize=9)
+    axes.text(rows["runs"].min(), TARGET, "target in all", va="bottom", fontsize=9)
+    for line, (phase, own) in zip(axes.lines, rows.groupby("phase", sort=False), strict=False):
+        lift = {"expand": -5, "resume": 5}.get(str(phase), 0)  # the two lie close
+        axes.annotate(phase, (own["runs"].iloc[-1], own["ms"].iloc[-1]), (8, lift), va="center",
+                      textcoords="offset points", color=line.get_color(), fontsize=9)  # fmt: skip
     axes.set(xscale="log", ylim=(0, None), title="What the store costs a run",
              xlabel="runs of the study", ylabel="processor time, ms a run")  # fmt: skip
-    axes.legend(title=None, frameon=False, fontsize=9)
+    ticks = sorted(rows["runs"].unique())
+    axes.set_xticks(ticks, labels=[f"{n:,}" for n in ticks], minor=False)
+    axes.minorticks_off()
+    axes.margins(x=0.17)
     return figure
 
 
