@@ -5,7 +5,7 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test reproduce bench lab clean lock
+.PHONY: help env study test reproduce bench load lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ reproduce: env ## one row of PARAMS' table from nothing, and whether it falls wh
 
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)
+
+load: env ## what the store costs a run, for 10 to 2,000 runs (ARGS="--real 100")
+	@$(BIN)/python tests/load.py $(ARGS)
 
 lab: env ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -22,6 +22,7 @@ from .params import (
     FILE_SETS,
     RECIPES,
     ParameterError,
+    RunSpec,
     check,
     check_fit,
     load_parameters,
@@ -33,9 +34,11 @@ from .params import (
 from .params import StudyParameters as Parameters
 
 if TYPE_CHECKING:
+    from .pool import Outcome
     from .study import Study
 
 NOTEBOOKS = ROOT / "notebooks"
+TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ  # one of the processes that torchrun started
 SETS = tuple(name for name in RECIPES if name != "folder")  # a folder needs a parameter file
 
 
@@ -153,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; every expected mistake is one readable message, never a traceback."""
     given = _arguments().parse_args(arguments)
     try:
+        if TORCHRUN and given.command != "train":
+            raise ParameterError(f"ltkd {given.command}: torchrun is for `ltkd train` alone")
         return int(given.act(given))
     except ParameterError as error:
         print(error, file=sys.stderr)
@@ -233,32 +238,50 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
-    spec = load_spec(given.spec)
+    spec = load_spec(given.spec, int(os.environ["WORLD_SIZE"]) if TORCHRUN else 1)
     if not re.fullmatch(r"\w[\w.-]{0,99}", given.spec.stem):  # '...yaml' would leave the outputs
         raise ParameterError(f"{given.spec}: its name is that of the results' folder, so without "
                              "its ending it should be letters, digits and inner _ - .")  # fmt: skip
-    from .pool import make
+    from . import parallel
+    from .pool import make, together, with_teachers
+    from .runs import Store, pick_device
 
-    stop, folder = Stop(given.budget), outputs_root(given.outputs) / given.spec.stem
+    stop, store = Stop(given.budget), Store(outputs_root(given.outputs) / given.spec.stem)
     root = str(given.data_root) if given.data_root else None
     from .data import load, resolve
 
     spec = spec.model_copy(update={"images": resolve(spec.dataset, spec.images, root)})
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     check_fit(spec, data.counts.tolist())
-    out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
+    for one in with_teachers([spec]):
+        store.same_processes(one)
+    options: dict[str, Any] = {"device": given.device, "data_root": root, "stop": stop}
+    if TORCHRUN:
+        parallel.join(pick_device(given.device))
+        out = together(spec, store, **options)
+    else:
+        out = make([spec], store, jobs=1, **options)
+    stopped = parallel.any_of(stop())
+    if parallel.rank() == 0:  # it speaks for all
+        _say_train(spec, out)
+    parallel.leave()
+    if out.left:
+        return stop.code if stopped else 1
+    return 1 if out.failed or any(r.diverged for r in out.records.values()) else 0
+
+
+def _say_train(spec: RunSpec, out: "Outcome") -> None:
     for reason in out.failed.values():
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
-        print(f"{spec.title}: stopped; the same command goes on from here.")
-        return stop.code if stop() else 1
+        print(f"{spec.title}: stopped; the same command goes on from here.", flush=True)
+        return
     for record in out.records.values():
         last = 0.0
         if not record.diverged:
             last = 100 * record.correct().sum() / sum(record.values["data"]["test_counts"])
         outcome = record.values.get("reason") or f"{last:.2f} % test accuracy in the last epoch"
-        print(f"{record.spec.title}: {outcome}; {record.folder / 'record.json'}")
-    return 1 if out.failed or any(r.diverged for r in out.records.values()) else 0
+        print(f"{record.spec.title}: {outcome}; {record.folder / 'record.json'}", flush=True)
 
 
 def _reproduce(given: argparse.Namespace) -> int:
@@ -327,11 +350,11 @@ def _status(given: argparse.Namespace) -> int:
     from .report.build import fresh
 
     specs = with_teachers([spec for _, spec in study.specs()])
-    there = [spec for spec in specs if study.store.get(spec)]
-    print(f"{study.name}: {len(there)} of {len(specs)} runs are there, in {study.folder}")
-    for spec in specs:
-        if spec not in there:
-            print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
+    missing = [spec for spec in specs if not study.store.get(spec)]
+    there = len(specs) - len(missing)
+    print(f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}")
+    for spec in missing:
+        print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
     for path in _notebooks(None):
         print(
             f"  {path.stem}: {'report is up to date' if fresh(study, path.stem) else 'to be made'}"

@@ -62,12 +62,14 @@ class Method:
         counts: Sequence[int],
         groups: Sequence[int] | None = None,
         levels: Sequence[Sequence[int]] = (),
+        process_group: Any = None,
     ) -> Objective:
         """The objective.
 
         counts  training images of each class;  groups  a group id of each
         levels  what ReviewKD's fusion is built for: the widths of the student's levels, those of
                 the teacher's, and the teacher's sizes
+        process_group  whose processes share each batch; None: this one has it alone
         """
         from .losses import LOSSES
         from .train import Objective
@@ -77,6 +79,8 @@ class Method:
         warmup = rest.pop("warmup", 0.0)
         if "pool" in rest:
             rest["pool"] = int(rest["pool"])
+        if process_group and self.loss in ("ltkd", "dist"):  # they look across the whole batch
+            rest["process_group"] = process_group
         first = {"ltkd": (groups,), "reviewkd": levels}.get(self.loss or "", ())
         term = LOSSES[self.loss].loss(*first, **rest) if self.loss else None
         return Objective(self, term, counts, **outer, warmup=warmup)

@@ -221,6 +221,8 @@ class RunSpec(_Strict):
     seed: Seed = 0
     precision: Precision = "fp32"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    # Of torchrun. Batch norm sees a process's share, so it decides the numbers; 1 is not written.
+    processes: Annotated[int, Field(ge=1, le=1024, exclude_if=lambda n: n == 1)] = 1
     teacher_source: Source = "table"
     eval_every: Count = 1
 
@@ -258,6 +260,9 @@ class RunSpec(_Strict):
         classes = RECIPES[self.dataset].classes
         if self.groups and classes and self.groups > classes:
             raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
+        if self.batch % self.processes or self.batch < 2 * self.processes:
+            raise ValueError(f"batch = {self.batch}: should be a multiple of the {self.processes} "
+                             "processes that share it, with two images for each at least")  # fmt: skip
         _coherent_images(self.dataset, self.images, [self.gamma], self.holdout)
         live = live_teacher(self.method, self.dataset, self.images)
         if self.teacher and live and self.teacher_source != "live":
@@ -500,13 +505,21 @@ def load_parameters(path: str | Path) -> StudyParameters:
     return check(StudyParameters, read_yaml(path), str(path))
 
 
-def load_spec(path: str | Path) -> RunSpec:
-    """A run's spec file, checked whole; what it leaves out comes from the data set's recipe."""
+def load_spec(path: str | Path, processes: int = 1) -> RunSpec:
+    """A run's spec file, checked whole; what it leaves out comes from the data set's recipe.
+
+    processes: so many have been started to make it together
+    """
     values = read_yaml(path)
     recipe = RECIPES.get(str(values.get("dataset")))
     keys = ("epochs", "batch", "lr", "weight_decay")
     defaults = {k: getattr(recipe, k) for k in keys} if recipe else {}
-    return check(RunSpec, defaults | values, str(path))
+    spec: RunSpec = check(RunSpec, {"processes": processes} | defaults | values, str(path))
+    if spec.processes != processes:
+        start = f"torchrun --nproc-per-node {spec.processes} -m ltkd train {path}"
+        raise ParameterError(f"{path}: processes = {spec.processes}, but {processes} started; "
+                             f"should be started by: {start}")  # fmt: skip
+    return spec
 
 
 def parameters_cell() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from psutil import pid_exists
 
+from . import parallel
 from .files import Stopped, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
@@ -70,7 +71,7 @@ def jobs_for(jobs: int | None, specs: Sequence[RunSpec]) -> int:
 
 def make(
     specs: Sequence[RunSpec],
-    folder: Path,
+    store: Store,
     *,
     device: str = "auto",
     data_root: str | None = None,
@@ -83,17 +84,17 @@ def make(
     jobs     runs at once; None: cores / threads
     stop     polled twice a second; when true, the runs in flight save a checkpoint and end
     """
-    store, out = Store(folder), Outcome()
-    todo: list[RunSpec] = []
+    out = Outcome()
+    todo: dict[str, RunSpec] = {}  # by identity
     for spec in with_teachers(specs):
         found = store.get(spec)
         if found:
             out.records[identity(spec)] = found
         else:
-            todo.append(spec)
+            todo[identity(spec)] = spec
     if not todo:
         return out
-    context, count = get_context("spawn"), jobs_for(jobs, todo)
+    context, count = get_context("spawn"), jobs_for(jobs, list(todo.values()))
     event = context.Event()
     flying: dict[Future[None], RunSpec] = {}
     with (
@@ -102,17 +103,11 @@ def make(
     ):
         while todo or flying:
             while len(flying) < count and not event.is_set():
-                for spec in [spec for spec in todo if _teacher_state(spec, out) == "lost"]:
-                    todo.remove(spec)
-                    out.failed[identity(spec)] = f"{spec.title}: no teacher ({_why(spec, out)})"
-                ready = [spec for spec in todo if _teacher_state(spec, out) == "ready"]
-                if not ready:
+                ready = _next(todo, list(flying.values()), out)
+                if ready is None:
                     break
-                # Two runs that ask for the same rows of a teacher's table wait for each other.
-                busy = [_rows(spec) for spec in flying.values() if spec.teacher]
-                spec = min(ready, key=lambda one: _rows(one) in busy)
-                todo.remove(spec)
-                flying[pool.submit(_work, spec, folder, device, data_root)] = spec
+                del todo[identity(ready)]
+                flying[pool.submit(_work, ready, store.folder, device, data_root)] = ready
             done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 spec = flying.pop(future)
@@ -134,9 +129,47 @@ def make(
             if stop() and not event.is_set():
                 event.set()
             if event.is_set() and not flying:
-                out.left += todo
-                todo = []
+                out.left += todo.values()
+                todo = {}
     return out
+
+
+def together(
+    spec: RunSpec, store: Store, *, device: str, data_root: str | None, stop: Callable[[], bool]
+) -> Outcome:
+    """One run, its teacher first, by all processes that torchrun started: this is one of them."""
+    out, first = Outcome(), parallel.rank() == 0
+    both = with_teachers([spec])
+    with _display(store, lambda: both, 1, quiet=not first) as advance:
+        try:
+            record = run(spec, outputs=store.folder, device=device, data_root=data_root, stop=stop)
+            out.records[identity(spec)] = record
+        except Stopped:
+            out.left.append(spec)
+        except Diverged as error:
+            out.failed[identity(spec)] = str(error)
+        advance(spec, bool(out.records))
+    return out
+
+
+def _next(todo: dict[str, RunSpec], flying: Sequence[RunSpec], out: Outcome) -> RunSpec | None:
+    """The first run that can begin; it looks no further than that, for there may be thousands.
+
+    Two runs that ask for the same rows of a teacher's table would wait for each other, so one that
+    asks for others goes first. What has lost its teacher on the way is taken out, as failed.
+    """
+    busy = {_rows(spec) for spec in flying if spec.teacher}
+    second = None
+    for name, spec in list(todo.items()):
+        state = _teacher_state(spec, out)
+        if state == "lost":
+            del todo[name]
+            out.failed[name] = f"{spec.title}: no teacher ({_why(spec, out)})"
+        elif state == "ready" and _rows(spec) not in busy:
+            return spec
+        elif state == "ready":
+            second = second or spec
+    return second
 
 
 def _rows(spec: RunSpec) -> tuple[Any, ...]:

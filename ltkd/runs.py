@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from . import files
+from . import files, parallel
 from .data import fingerprint, load
 from .models import create_model
 from .params import RunSpec
@@ -68,14 +69,32 @@ class RunRecord:
         return np.load(self.folder / "predictions.npy", allow_pickle=False)
 
 
+def _stamp(path: Path, values: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """By which one sees that a record and its files were not touched."""
+    found = [path.stat(), *((path.parent / name).stat() for name in values["files"])]
+    return [(about.st_mtime_ns, about.st_size, about.st_ino) for about in found]
+
+
 class Store:
     """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/, splits/."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._read: dict[Path, tuple[list[Any], RunRecord]] = {}
 
     def run_folder(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / identity(spec)
+
+    def same_processes(self, spec: RunSpec) -> None:
+        """Raises ValueError where another number of processes began this very run and left it."""
+        begun = {path.parent.name for path in self.folder.glob("runs/*/checkpoint.safetensors")}
+        for n in range(1, 1025) if begun else ():
+            folder = self.run_folder(spec.model_copy(update={"processes": n}))
+            if n != spec.processes and folder.name in begun:
+                raise ValueError(
+                    f"{spec.title}: begun by {n} processes, and {spec.processes} would come to "
+                    f"other numbers; go on with {n}, or remove {folder} to begin anew"
+                )
 
     def model_path(self, spec: RunSpec) -> Path:
         """Teachers are kept apart (and committed), so that nobody trains them twice."""
@@ -84,10 +103,17 @@ class Store:
         return self.run_folder(spec) / "model.safetensors"
 
     def get(self, spec: RunSpec) -> RunRecord | None:
-        """The finished record, or None. A damaged one is set aside by name and counts as absent."""
+        """The finished record, or None. A damaged one is set aside by name and counts as absent.
+
+        One whose files are as they were, by time, size and inode, is not read and checked again; a
+        teacher's is, with its model, which all its students rest on.
+        """
         folder = self.run_folder(spec)
         path = folder / "record.json"
         try:
+            known = self._read.get(path)
+            if known and known[0] == _stamp(path, known[1].values) and spec.method != "teacher":
+                return known[1]
             values = json.loads(path.read_text())
             seal = values.pop("sha256")
             if seal != files.sha256(files.canonical(values)):
@@ -111,7 +137,9 @@ class Store:
             if files.sha256(model) != values["model_sha256"]:
                 self._set_aside(model, "it does not match its record's sha256")
                 return None
-        return RunRecord(spec, {**values, "sha256": seal}, folder)
+        record = RunRecord(spec, {**values, "sha256": seal}, folder)
+        self._read[path] = _stamp(path, values), record
+        return record
 
     def _set_aside(self, path: Path, why: str) -> None:
         aside = files.set_aside(path)
@@ -183,11 +211,17 @@ def run(
 
     outputs    the study's folder; None: outputs/scratch
     stop       polled at every step; when true the run saves a checkpoint and raises Stopped
-    Raises DataError when the data is missing. Two processes that ask for the same run do it once.
+    Raises DataError when the data is missing. Two processes that ask for the same run do it once;
+    those that torchrun started for it, ``spec.processes`` of them, make it together.
     """
+    n, world = spec.processes, parallel.world()
+    if n != world:
+        raise ValueError(f"processes = {n}, but this is one of {world}; should be started by: "
+                         f"torchrun --nproc-per-node {n} -m ltkd train")  # fmt: skip
     store = Store(outputs or files.outputs_root() / "scratch")
-    found = store.get(spec)
-    if found:
+    found = parallel.in_turn(lambda: store.get(spec))
+    if not parallel.any_of(found is None):
+        assert found is not None
         return found
     if spec.teacher:
         teacher = run(
@@ -196,11 +230,13 @@ def run(
         if teacher.diverged:
             raise Diverged(f"{spec.title}: its teacher diverged ({teacher.values['reason']})")
     folder = store.run_folder(spec)
-    with files.locked(folder / "run.lock", stop):
-        found = store.get(spec)
+    mine = nullcontext() if parallel.rank() else files.locked(folder / "run.lock", stop)
+    with ExitStack() as held:
+        parallel.in_turn(lambda: held.enter_context(mine))
+        found = parallel.in_turn(lambda: store.get(spec))
         if not found:
             _make(spec, store, pick_device(device), data_root, stop)
-            found = store.get(spec)
+            found = parallel.in_turn(lambda: store.get(spec))
     assert found is not None
     return found
 
@@ -208,6 +244,10 @@ def run(
 def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | None,
           stop: Callable[[], bool]) -> None:  # fmt: skip
     torch.set_num_threads(spec.threads)
+    gpu = device.type == "cuda"
+    if gpu:  # the same bits twice; torch warns of an operation that cannot give them
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     folder = store.run_folder(spec)
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     feed = data.feed(device)
@@ -221,13 +261,20 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
 
     def begin() -> Trainer:
-        objective = initial_objective(spec, data, model)
-        return Trainer(spec, data, objective, teacher, feed, checkpoint)
+        try:
+            objective = initial_objective(spec, data, model)
+            return Trainer(spec, data, objective, teacher, feed, checkpoint)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if not checkpoint.exists():
+                raise
+            files.set_aside(checkpoint)
+            print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
+        return begin()
 
     def tell(now: Progress) -> None:
-        files.write_atomic(
-            progress, json.dumps({**vars(now), "pid": os.getpid(), "time": time.time()})
-        )
+        if parallel.rank() == 0:
+            about = {**vars(now), "pid": os.getpid(), "time": time.time()}
+            files.write_atomic(progress, json.dumps(about))
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "status": "done",
@@ -239,14 +286,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     }  # fmt: skip
     blobs, model_bytes = {}, None
     try:
-        try:
-            trainer = begin()
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            if not checkpoint.exists():
-                raise
-            files.set_aside(checkpoint)
-            print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
-            trainer = begin()
+        trainer = parallel.in_turn(begin)
         done = trainer.train(stop, tell)
     except Diverged as error:
         values |= {"status": "diverged", "reason": str(error), "history": trainer.at.history}
@@ -257,7 +297,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         values |= {"history": done.history, "seconds": round(done.seconds, 2),
                    "images_per_second": round(done.images_per_second, 1)}  # fmt: skip
         model_bytes = save_tensors(done.state, {"spec": files.canonical(spec.model_dump())})
-    gpu = device.type == "cuda"
+    if parallel.rank():
+        return
     values |= {
         "device": torch.cuda.get_device_name() if gpu else "cpu", "hardware": files.hardware(),
         "compiled": False, "code": files.code_version(), "versions": files.versions(),

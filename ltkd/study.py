@@ -207,7 +207,7 @@ class Study:
             pick_device(p.device)
             for gamma in {spec.gamma for spec in wanted}:
                 self.data(gamma)  # absent data is said now, before any process starts
-        out = pool.make(wanted, self.folder, device=p.device, data_root=p.data_root, **options)
+        out = pool.make(wanted, self.store, device=p.device, data_root=p.data_root, **options)
         self._used |= out.records
         for spec in wanted:
             reason = out.failed.get(pool.identity(spec))

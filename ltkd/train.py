@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from . import parallel
 from .data import Feed, LongTailed, stream
 from .files import Stopped, canonical, write_atomic
 from .losses import LOSSES, Entry
@@ -146,7 +149,9 @@ def initial_objective(
             own = answer(model.eval(), x, "features", pre_activation(spec))[1]
         levels = [f.shape[1] for f in own], [f.shape[1] for f in told], [f.shape[-1] for f in told]
     with seeded("fusion", spec.seed):
-        return METHODS[spec.method].build(spec.method_args, data.counts.tolist(), groups, levels)
+        return METHODS[spec.method].build(
+            spec.method_args, data.counts.tolist(), groups, levels,
+            dist.group.WORLD if spec.processes > 1 else None)  # fmt: skip
 
 
 @torch.inference_mode()
@@ -251,7 +256,9 @@ class Trainer:
         self.model.load_state_dict(tensors)
 
     def save(self) -> None:
-        """A whole checkpoint or none."""
+        """A whole checkpoint or none, by the first of the processes."""
+        if parallel.rank():
+            return
         state = self.model.state_dict() | {
             f"objective.{k}": v for k, v in self.objective.state_dict().items()
         }
@@ -267,6 +274,7 @@ class Trainer:
             self.save()
 
     def _step(self, x: Tensor, index: Tensor, weight: float) -> None:
+        """A step on the images ``index``, seen as ``x``: this process's share of the batch."""
         told = self.teacher.answer(x, index) if self.teacher else None
         with autocast(self.spec, self.device):
             logits, own = answer(
@@ -276,12 +284,14 @@ class Trainer:
         loss = label + weight * distil
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        terms = torch.stack([loss, label, distil]).detach()
+        parallel.average([terms, *(p.grad for p in self.parameters if p.grad is not None)])
         if self.spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.at.step, self.steps)
         self.optimizer.step()
-        self.sums += torch.stack([loss, label, distil]).detach().double()
+        self.sums += terms.double()
 
     def train(self, stop: Callable[[], bool], tell: Callable[[Progress], None]) -> Trained:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
@@ -298,13 +308,13 @@ class Trainer:
             )
             if self.teacher:
                 try:
-                    self.teacher.begin_epoch(view, stop)
+                    parallel.in_turn(partial(self.teacher.begin_epoch, view, stop))
                 except Stopped:
                     self._pause(began)
                     raise
-            todo = batches[self.at.step % self.steps :]
+            todo = [parallel.share(index) for index in batches[self.at.step % self.steps :]]
             for index, x in zip(todo, self.feed.batches(todo, view), strict=True):
-                if stop():
+                if parallel.any_of(stop()):
                     self._pause(began)
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
                 self._step(x, index, self.objective.ramp(epoch, spec.epochs))

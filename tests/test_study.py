@@ -1,13 +1,15 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
+import load
 import numpy as np
 import pandas as pd
 import pytest
 
-from ltkd import Study
+from ltkd import Study, pool, run
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
 from ltkd.report import tables
@@ -204,3 +206,33 @@ def test_the_committed_records_are_whole_and_are_what_the_parameter_file_asks_fo
     own = table.loc["distillation"].reset_index()
     assert own["run"].tolist() == frame["run"].tolist()
     assert np.allclose(own[["all", "tail"]], frame[["all", "tail"]], atol=1e-4)
+
+
+def test_three_hundred_runs_are_read_once_each_and_chosen_without_a_search(tmp_path, monkeypatch):
+    record = run(load.study(tmp_path, 4).specs("distillation")[0][1], outputs=tmp_path / "a")
+    first, second = (load.study(tmp_path, 300) for _ in range(2))
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", load.AtOnce(first.store, record))
+    reads, looks = Counter(), Counter()
+    read_text, state = Path.read_text, pool._teacher_state
+
+    def counted(path, *args, **kwargs):
+        reads[path] += path.name == "record.json"
+        return read_text(path, *args, **kwargs)
+
+    def looked(spec, out):
+        looks[identity(spec)] += 1
+        return state(spec, out)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    monkeypatch.setattr("os.fsync", lambda _: None)  # a busy disk's time is not asked for
+    monkeypatch.setattr(pool, "_teacher_state", looked)
+    assert len(first.make(quiet=True, jobs=2).records) == 301
+    assert max(looks.values()) <= 4
+    reads.clear()
+    out = second.make(quiet=True)
+    load.report(second)
+    assert len(out.records) == 301
+    (teacher,) = {second.store.run_folder(spec) for _, spec in second.specs("teachers")}
+    once = [n for path, n in reads.items() if n and path.parent != teacher]
+    assert once == [1] * 300
+    assert len(second.results("distillation")) == 300

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ltkd import run
-from ltkd.data import load
+from ltkd.data import load, stream
 from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.params import RunSpec
 from ltkd.runs import Store
-from ltkd.teacher import Table, Teacher
+from ltkd.teacher import Table, Teacher, views_of_epoch
 from ltkd.train import (
     Stopped,
     half_weights,
@@ -160,6 +160,44 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, method, preci
     assert pieces.values["model_sha256"] == whole.values["model_sha256"]
     assert (pieces.predictions() == whole.predictions()).all()
     assert not list((tmp_path / "pieces").rglob("checkpoint*"))
+
+
+def same(one, other):
+    assert one.values["history"] == other.values["history"]
+    assert one.values["model_sha256"] == other.values["model_sha256"]
+    assert (one.predictions() == other.predictions()).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_spec_gives_the_same_bits_twice(tmp_path, tiny, threads):
+    """The second time after another method, which fills the table and leaves its random state."""
+    spec = tiny(method="ltkd", teacher="resnet8", groups=3, epochs=1, threads=threads)
+    once = run(spec, outputs=tmp_path / "once")
+    run(tiny(method="kd", teacher="resnet8", epochs=1, threads=threads), outputs=tmp_path / "twice")
+    torch.rand(1)
+    same(once, run(spec, outputs=tmp_path / "twice"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its bits cannot be compared")
+@pytest.mark.parametrize("method", ["ltkd", "dist"])
+def test_the_same_spec_gives_the_same_bits_twice_on_a_gpu(tmp_path, tiny, method):
+    spec = tiny(method=method, teacher="resnet8", groups=3 if method == "ltkd" else None)
+    same(*(run(spec, outputs=tmp_path / name, device="cuda") for name in ("once", "twice")))
+
+
+def test_a_seed_moves_what_it_is_for_and_nothing_else(tiny):
+    """The split's moves no student; the student's moves no split; its purposes share no draw."""
+    one, moved = tiny(seed=1), tiny(seed=1, split_seed=5, teacher_seed=5)
+    first, second = (initial_model(spec, 10).state_dict() for spec in (one, moved))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    whole, other = load("digits", 20.0, 0), load("digits", 20.0, 5)
+    assert not np.array_equal(whole.indices, other.indices)
+    assert torch.equal(views_of_epoch(whole, 1, 1), views_of_epoch(other, 1, 1))
+    draws = {(purpose, *keys): stream(purpose, *keys).random_sample(1000)
+             for purpose in ("init", "fusion", "order", "views", "split", "holdout")
+             for keys in ((0,), (1,), (0, 1), (1, 0), (1, 1))}  # fmt: skip
+    table = np.corrcoef(list(draws.values()))
+    assert np.abs(table - np.eye(len(draws))).max() < 0.16  # five deviations of chance
 
 
 def asked(folder, spec, model, view):

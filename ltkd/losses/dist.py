@@ -1,5 +1,7 @@
 """Huang et al., Knowledge Distillation from A Stronger Teacher (DIST, NeurIPS 2022), L_tr."""
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,11 +16,19 @@ class DISTLoss(nn.Module):
     returns         scalar, float32 or float64
 
     p = softmax(z / T); p_b is a sample's row (inter-class), p^c a class's column (intra-class).
-    The T^2 is in the official code and not in the paper's pseudocode.
+    The T^2 is in the official code and not in the paper's pseudocode. With a `process_group` the
+    columns are those of the global batch, gathered from all its ranks.
     """
 
-    def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0) -> None:
+    def __init__(
+        self,
+        beta: float = 2.0,
+        gamma: float = 2.0,
+        temperature: float = 4.0,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
+        self.process_group = process_group
         self.beta, self.gamma = number("beta", beta), number("gamma", gamma)
         self.temperature = number("temperature", temperature, positive=True)
 
@@ -28,6 +38,10 @@ class DISTLoss(nn.Module):
             p_s = F.softmax(z_s / self.temperature, 1)
             p_t = F.softmax(z_t / self.temperature, 1)
             inter = 1 - pearson(p_s, p_t, dim=1).mean()
+            if self.process_group is not None:
+                from torch.distributed.nn.functional import all_gather  # with a gradient
+
+                p_s, p_t = (torch.cat(all_gather(p, self.process_group)) for p in (p_s, p_t))
             intra = 1 - pearson(p_s, p_t, dim=0).mean()
             return self.temperature**2 * (self.beta * inter + self.gamma * intra)
 
