@@ -5,10 +5,10 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test bench lab clean lock
+.PHONY: help env study test cluster-test bench lab clean lock
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: .venv/.ready ## .venv/ from requirements.lock, nothing else
 
@@ -29,6 +29,9 @@ test: env ## lint, format, types, all tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+cluster-test: env ## a real SLURM of two nodes here, jobs killed, records compared (never in test)
+	@$(BIN)/python tests/cluster.py
+
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)
 
@@ -40,4 +43,4 @@ clean: ## remove the environment, caches and what was made from params/quick.yam
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: env ## requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --extra dev --extra workflow --python-version 3.11 pyproject.toml -o requirements.lock

@@ -1,5 +1,6 @@
 """The command line: exit codes, budget, messages; nothing done twice."""
 
+import json
 import os
 import re
 import signal
@@ -81,6 +82,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
         (["run"], "the following arguments are required: parameters"),
         (["run", "nowhere.yaml"], "there is no such file"),
         (["run", "params/quick.yaml", "--only", "99"], "no notebook starts so"),
+        (["run", "params/quick.yaml", "--run", "0"], "ltkd status params/quick.yaml --ids"),
+        (["run", "params/quick.yaml", "--run", "0", "--only", "03"], "not allowed with argument"),
         (["run", "params/quick.yaml", "--jobs", "0"], "should be 'auto' or a number"),
         (["run", "params/quick.yaml", "--budget", "soon"], "should be a time such as 90s"),
         (["run", "params/quick.yaml", "--job", "2"], "unrecognized arguments"),
@@ -158,6 +161,31 @@ def test_a_parameter_of_the_command_goes_over_the_files(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "0 of 29 runs are there" in said
     assert "kd resnet20-resnet8 gamma 10 seed 7: not begun" in said
+
+
+def test_runs_one_by_one_by_their_identity(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + "methods: [student, kd]\n")
+    outputs = ["--outputs", str(tmp_path / "o")]
+
+    def left():
+        assert cli.main(["status", str(path), *outputs, "--ids"]) == 0
+        return capsys.readouterr().out.split()
+
+    ids = left()
+    assert len(ids) == len(set(ids)) == 4
+    records = [tmp_path / "o" / "tiny" / "runs" / name / "record.json" for name in ids]
+    one = call("run", path, *outputs, "--run", ids[-1])  # a student: its teacher comes with it
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.split() == [str(records[0]), str(records[-1])]
+    assert left() == ids[1:-1]
+    assert json.loads(records[0].read_text())["spec"]["method"] == "teacher"
+    assert not (tmp_path / "o" / "tiny" / "reports").exists()
+    assert not (tmp_path / "o" / "tiny" / "index.html").exists()
+    rest = call("run", path, *outputs, "--run", ids[1], "--run", ids[2])
+    assert rest.returncode == 0, rest.stderr
+    assert left() == []
+    assert all(record.exists() for record in records)
 
 
 def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
