@@ -5,10 +5,10 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test reproduce bench load lab clean lock
+.PHONY: help env study test reproduce cluster-test bench load lab clean lock
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: .venv/.ready ## .venv/ from requirements.lock, nothing else
 
@@ -33,6 +33,9 @@ reproduce: PARAMS := params/cifar100_lt_quick.yaml
 reproduce: env ## one row of PARAMS' table from nothing, and whether it falls where stated: ROW=ltkd
 	@$(BIN)/ltkd reproduce $(PARAMS) $(or $(ROW),$(error name the row: make reproduce ROW=ltkd))
 
+cluster-test: env ## a real SLURM of two nodes here, jobs killed, records compared (never in test)
+	@$(BIN)/python tests/cluster.py
+
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)
 
@@ -47,4 +50,4 @@ clean: ## remove the environment, caches and what was made from params/quick.yam
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: env ## requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --extra dev --extra workflow --python-version 3.11 pyproject.toml -o requirements.lock

@@ -105,10 +105,10 @@ def _arguments() -> argparse.ArgumentParser:
         command.add_argument(
             "--outputs", type=Path, help="results root (else LTKD_OUTPUTS, else outputs/)"
         )
+        command.add_argument(
+            "--data-root", type=Path, help="data sets (else LTKD_DATA, else data/)"
+        )
         if work:
-            command.add_argument(
-                "--data-root", type=Path, help="data sets (else LTKD_DATA, else data/)"
-            )
             command.add_argument(
                 "--budget", type=_budget, help="stop cleanly after this time: 90s, 9m, 1.5h"
             )
@@ -121,11 +121,16 @@ def _arguments() -> argparse.ArgumentParser:
 
     run = add("run", "make a study's runs side by side, then its reports", _run)
     run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
-    run.add_argument("--only", help="of the reports only this one, by its number: 03")
+    part = run.add_mutually_exclusive_group()
+    part.add_argument("--only", help="of the reports only this one, by its number: 03")
+    part.add_argument(
+        "--run", action="append", metavar="ID",
+        help="only this run of the study (after its teacher), no report; may stand repeatedly",
+    )  # fmt: skip
     run.add_argument(
         "--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads"
     )
-    run.add_argument(
+    part.add_argument(
         "--dry-run", action="store_true", help="list the runs and time a few steps; make nothing"
     )
     override(run)
@@ -146,6 +151,11 @@ def _arguments() -> argparse.ArgumentParser:
     data.add_argument("--root", type=Path, help="data root (else LTKD_DATA, else data/)")
     status = add("status", "what of a study is there, in flight and left", _status)
     status.add_argument("parameters", type=Path)
+    status.add_argument(
+        "--ids",
+        action="store_true",
+        help="only the runs left, a line each, as `ltkd run --run` takes them, teachers first",
+    )
     override(status)
     where(status, work=False)
     add("methods", "list the methods and their arguments", _methods)
@@ -198,9 +208,28 @@ def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
     return Study(outputs=given.outputs, source=source, **values), values
 
 
+def study_of(arguments: Sequence[str]) -> "Study":
+    """The study that a command line asks for, such as ["run", "params/quick.yaml"]."""
+    return _study(_arguments().parse_args(arguments))[0]
+
+
+def _runs(study: "Study", names: Sequence[str], file: Path) -> list[RunSpec]:
+    from .pool import with_teachers
+    from .runs import identity
+
+    known = {identity(spec): spec for spec in with_teachers([spec for _, spec in study.specs()])}
+    for name in names:
+        if name not in known:
+            raise ParameterError(
+                f"--run {name}: the study has no such run; list them: ltkd status {file} --ids"
+            )
+    return [known[name] for name in names]
+
+
 def _run(given: argparse.Namespace) -> int:
     notebooks = _notebooks(given.only)
     study, values = _study(given)
+    chosen = _runs(study, given.run, given.parameters) if given.run else None
     if given.dry_run:
         from .estimate import report
 
@@ -208,7 +237,7 @@ def _run(given: argparse.Namespace) -> int:
             print(line, flush=True)
         return 0
     stop, began = Stop(given.budget), time.monotonic()
-    out = study.make(jobs=given.jobs, stop=stop)
+    out = study.make(chosen, jobs=given.jobs, stop=stop)
     diverged = [record for record in out.records.values() if record.diverged]
     reasons = [*out.failed.values(), *(str(record.values["reason"]) for record in diverged)]
     for reason in reasons:
@@ -217,6 +246,10 @@ def _run(given: argparse.Namespace) -> int:
         print(f"{study.name}: {len(out.records)} runs are there, {len(out.left)} are left; "
               "the same command goes on from here. Reports were not touched.")  # fmt: skip
         return stop.code if stop() else 1
+    if chosen:
+        for record in out.records.values():
+            print(record.folder / "record.json")
+        return 1 if reasons else 0
     from .report.build import build
 
     try:
@@ -348,9 +381,14 @@ def _status(given: argparse.Namespace) -> int:
     study, _ = _study(given)
     from .pool import progress_of, with_teachers
     from .report.build import fresh
+    from .runs import identity
 
     specs = with_teachers([spec for _, spec in study.specs()])
     missing = [spec for spec in specs if not study.store.get(spec)]
+    if given.ids:
+        for spec in missing:
+            print(identity(spec))
+        return 0
     there = len(specs) - len(missing)
     print(f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}")
     for spec in missing:

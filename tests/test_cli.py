@@ -1,5 +1,6 @@
 """The command line: exit codes, budget, messages; nothing done twice."""
 
+import json
 import os
 import re
 import signal
@@ -82,6 +83,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
         (["run"], "the following arguments are required: parameters"),
         (["run", "nowhere.yaml"], "there is no such file"),
         (["run", "params/quick.yaml", "--only", "99"], "no notebook starts so"),
+        (["run", "params/quick.yaml", "--run", "0"], "ltkd status params/quick.yaml --ids"),
+        (["run", "params/quick.yaml", "--run", "0", "--only", "03"], "not allowed with argument"),
         (["run", "params/quick.yaml", "--jobs", "0"], "should be 'auto' or a number"),
         (["run", "params/quick.yaml", "--budget", "soon"], "should be a time such as 90s"),
         (["run", "params/quick.yaml", "--job", "2"], "unrecognized arguments"),
@@ -159,6 +162,29 @@ def test_a_parameter_of_the_command_goes_over_the_files(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "0 of 29 runs are there" in said
     assert "kd resnet20-resnet8 gamma 10 seed 7: not begun" in said
+
+
+def test_runs_one_by_one_by_their_identity(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + "methods: [student, kd]\n")
+    outputs = ["--outputs", str(tmp_path / "o")]
+
+    def left():
+        assert cli.main(["status", str(path), *outputs, "--ids"]) == 0
+        return capsys.readouterr().out.split()
+
+    ids = left()
+    assert len(ids) == len(set(ids)) == 4
+    records = [tmp_path / "o" / "tiny" / "runs" / name / "record.json" for name in ids]
+    some = call("run", path, *outputs, "--run", ids[-1], "--run", ids[1])
+    assert some.returncode == 0, some.stderr
+    # A student's teacher comes with it, unasked.
+    assert set(some.stdout.split()) == {str(records[0]), str(records[-1]), str(records[1])}
+    assert all(record.exists() == (record != records[2]) for record in records)
+    assert json.loads(records[0].read_text())["spec"]["method"] == "teacher"
+    assert left() == [ids[2]]
+    assert not (tmp_path / "o" / "tiny" / "reports").exists()
+    assert not (tmp_path / "o" / "tiny" / "index.html").exists()
 
 
 def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):

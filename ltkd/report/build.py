@@ -1,6 +1,7 @@
 """From finished runs to a study's pages: what is up to date is left alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ def build(
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
     if study.parameters.data_root:
         env["LTKD_DATA"] = study.parameters.data_root
-    with locked(reports / "build.lock", stop):  # of two commands at once the second finds all done
+    with ExitStack() as held:  # of two commands at once the second finds its reports done
+        for path in sorted(notebooks):
+            held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
         if stale or not (study.folder / "index.html").exists():
+            held.enter_context(locked(reports / "index.lock", stop))
             write_runs(study)
             write_headline(study)
             _index(study, sorted(notebooks[0].parent.glob("*.ipynb")))
