@@ -5,7 +5,7 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test bench lab clean lock
+.PHONY: help env study test faults bench lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ test: env ## lint, format, types, all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+faults: env ## kill -9 at 200 random moments, results compared (ARGS="--kills 20 --seed 1")
+	@$(BIN)/python tests/faults.py $(ARGS)
 
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)

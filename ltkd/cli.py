@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import ROOT, Stopped, outputs_root
+from .files import ROOT, Stopped, outputs_root, sweep
 from .methods import METHODS
 from .params import (
     FILE_SETS,
@@ -153,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"ltkd: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before there was anything to save
+        print("ltkd: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
     except (RuntimeError, ValueError) as error:
         print(f"ltkd: {error}", file=sys.stderr)
         return 2
@@ -211,6 +214,7 @@ def _run(given: argparse.Namespace) -> int:
         made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
     except Stopped:  # while another command was making the same reports
         made, broken, left = [], [], len(notebooks)
+    sweep(study.folder)
     index = study.folder / "index.html"
     if left:
         print(f"{study.name}: stopped before all reports were made; the same command goes on.")
@@ -236,6 +240,7 @@ def _train(given: argparse.Namespace) -> int:
     spec = spec.model_copy(update={"images": resolve(spec.dataset, spec.images, root)})
     load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     out = make([spec], folder, device=given.device, data_root=root, jobs=1, stop=stop)
+    sweep(folder)
     for reason in out.failed.values():
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
