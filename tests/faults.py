@@ -271,6 +271,7 @@ class Harness:
         if kind == "run":
             none = shutil.ignore_patterns("reports", "*.html", "*.csv", "*.svg")
             shutil.copytree(folder, self.scratch / "made", ignore=none)
+        folder.rename(self.scratch / f"reference-{kind}")
 
     def look(self, folder: Path) -> dict[str, str]:
         """Every file's hash; but stamps.json, which holds the times of others."""
@@ -330,6 +331,7 @@ class Harness:
         if wrong:
             keep = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp"))
             shutil.copytree(folder, keep / "found")
+            shutil.copytree(self.scratch / f"reference-{kind}", keep / "wanted")
         assert not wrong, f"{kind}: {sorted(wrong)} differ from an uninterrupted command's ({keep})"
         left = [p for p in Path(os.environ["TMPDIR"]).iterdir()]
         assert not left, f"{kind} leaves {left}"
