@@ -239,8 +239,9 @@ class Harness:
         self.draw, self.scratch, self.count = random.Random(seed), scratch, 0
         self.kills: Counter[tuple[str, str]] = Counter()  # of stage and victim
         self.finished: Counter[str] = Counter()
-        self.struck: dict[int, float] = {}  # commands that were killed, and when
+        self.struck: dict[str, tuple[int, float]] = {}  # commands killed: their session, and when
         self.reference: dict[str, dict[str, str]] = {}
+        self.wrong: list[str] = []
         self.lasts = {"data": 1.0, "train": 10.0, "run": 30.0}
         (scratch / "one.yaml").write_text(SPEC)
         (scratch / "tiny.yaml").write_text(STUDY)
@@ -308,14 +309,17 @@ class Harness:
                 where, victim = one.hit.read_text().split("|")
                 self.kills[where, victim] += 1
             if code == -signal.SIGKILL:
-                self.struck[one.number] = time.monotonic()
+                self.struck[f"{self.scratch.name}-{one.number}."] = one.pid, time.monotonic()
             else:
-                assert code == 0 or one.hit.exists(), f"{kind} exits {code}: {one.said()}"
-                assert "Traceback" not in one.said() or one.hit.exists(), one.said()
+                self.judge(one, code, code == 0 or one.hit.exists())
             self.orphans()
             if code == 0:
                 break
         self.finish(kind, folder)
+
+    def judge(self, one: Command, code: int | None, good: bool) -> None:
+        if not good:
+            self.wrong.append(f"{one.kind} exits {code}: {one.said()}")
 
     def finish(self, kind: str, folder: Path) -> None:
         """To the end, every third time by two commands at once; the same as uninterrupted?"""
@@ -323,8 +327,7 @@ class Harness:
         commands = [Command(self, kind, folder, None) for _ in range(2 if both else 1)]
         for one in commands:
             code = one.wait(time.monotonic() + 600)
-            assert code == 0, f"{kind} exits {code} in the end: {one.said()}"
-            assert "Traceback" not in one.said(), one.said()
+            self.judge(one, code, code == 0 and "Traceback" not in one.said())
         self.orphans()
         found, wanted = self.look(folder), self.reference[kind]
         wrong = {n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n)}
@@ -332,25 +335,27 @@ class Harness:
             keep = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp"))
             shutil.copytree(folder, keep / "found")
             shutil.copytree(self.scratch / f"reference-{kind}", keep / "wanted")
-        assert not wrong, f"{kind}: {sorted(wrong)} differ from an uninterrupted command's ({keep})"
-        left = [p for p in Path(os.environ["TMPDIR"]).iterdir()]
-        assert not left, f"{kind} leaves {left}"
+            self.wrong.append(f"{kind}: {sorted(wrong)} differ, see {keep}")
+        left = list(Path(os.environ["TMPDIR"]).iterdir())
+        if left:
+            self.wrong.append(f"{kind} leaves {left}")
         self.finished[kind] += 1
         shutil.rmtree(folder)
 
     def orphans(self, patience: float = 10) -> None:
         """No process of a command that was killed more than ten seconds ago."""
-        late = {n for n, when in self.struck.items() if time.monotonic() - when > patience}
-        for process in psutil.process_iter(["pid", "status"]):
-            try:
-                mine = process.environ().get("LTKD_FAULTS_NUMBER", "")
-            except psutil.Error:
+        limit = time.monotonic() - patience
+        late = {name: pid for name, (pid, when) in self.struck.items() if when < limit}
+        for process in psutil.process_iter() if late else []:
+            try:  # a kernel has a session of its own, a copy the environment of this process
+                told = process.environ().get("LTKD_FAULTS_NUMBER")
+                session = os.getsid(process.pid)
+                if told in late or session in late.values():
+                    self.wrong.append(f"{process} still runs, {patience} s after the kill")
+            except (psutil.Error, OSError):
                 continue
-            scratch, _, number = mine.rstrip(".").rpartition("-")
-            if scratch == self.scratch.name and int(number) in late:
-                raise AssertionError(f"{process} of a command killed {patience} s ago still runs")
-        for n in late:
-            del self.struck[n]
+        for name in late:
+            del self.struck[name]
 
     def last(self) -> None:
         if self.struck:
@@ -381,7 +386,8 @@ def plain(path: Path, root: Path) -> str:
         if path.name.endswith(".manifest.json"):
             text = re.sub(r'("\w+\.(?:ipynb|html)": )"\w+"', r"\1", text)
         if path.suffix == ".html":
-            text = re.sub(r"\d{4}-\d\d-\d\d(T[\d:+]+)?|\d+(\.\d+)? (s|min)\b", "", text)
+            times = r"\d{4}-\d\d-\d\d(T[\d:+]+)?|\d+(\.\d+)? (s|min)\b"
+            text = re.sub(rf"{times}|seal <code>\w+</code>", "", text)
         data = text.encode()
     return sha256(data).hexdigest()
 
@@ -412,13 +418,14 @@ def small(harness: Harness) -> None:
         harness.refer(kind)
     harness.cycle("data", 2, ["preparing data", ""])
     harness.cycle("train", 3, ["filling the table", "writing a checkpoint", "writing a record"])
+    assert sum(harness.kills.values()) >= 3
 
 
 def large(harness: Harness, kills: int, report) -> None:
     for kind in ("data", "train", "run"):
         harness.refer(kind)
         print(f"uninterrupted: {kind}, {harness.lasts[kind]:.1f} s", flush=True)
-    kinds, draw = ["train", "data", "train", "run", "data", "train"], harness.draw
+    kinds, draw = ["train", "data", "train", "run", "data", "train", "data"], harness.draw
     while sum(harness.kills.values()) < kills:
         kind = kinds[sum(harness.finished.values()) % len(kinds)]
         number = draw.randint(6, 10)
@@ -467,8 +474,10 @@ def main() -> int:
     finally:
         print(harness.told(), flush=True)
     report(harness)
+    for text in harness.wrong:
+        print(text)
     shutil.rmtree(scratch)
-    return 0
+    return 1 if harness.wrong else 0
 
 
 if __name__ == "__main__":
