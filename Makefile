@@ -5,7 +5,7 @@ PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env study test reproduce cluster-test bench load lab clean lock
+.PHONY: help env study test reproduce faults cluster-test bench load lab clean lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ reproduce: env ## one row of PARAMS' table from nothing, and whether it falls wh
 
 cluster-test: env ## a real SLURM of two nodes here, jobs killed, records compared (never in test)
 	@$(BIN)/python tests/cluster.py
+
+faults: env ## kill -9 at 200 random moments, results compared (ARGS="--kills 20 --seed 1")
+	@$(BIN)/python tests/faults.py $(ARGS)
 
 bench: env ## speed as ratios measured side by side (ARGS="--device cuda")
 	@$(BIN)/python tests/bench.py $(ARGS)

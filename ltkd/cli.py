@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import ROOT, Stopped, outputs_root
+from .files import ROOT, Stopped, outputs_root, sweep
 from .methods import METHODS
 from .params import (
     FILE_SETS,
@@ -175,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"ltkd: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before there was anything to save
+        print("ltkd: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
     except (RuntimeError, ValueError) as error:
         print(f"ltkd: {error}", file=sys.stderr)
         return 2
@@ -256,6 +259,7 @@ def _run(given: argparse.Namespace) -> int:
         made, broken, left = build(study, notebooks, values, jobs=given.jobs, stop=stop)
     except Stopped:  # while another command was making the same reports
         made, broken, left = [], [], len(notebooks)
+    sweep(study.folder)
     index = study.folder / "index.html"
     if left:
         print(f"{study.name}: stopped before all reports were made; the same command goes on.")
@@ -296,6 +300,7 @@ def _train(given: argparse.Namespace) -> int:
         out = make([spec], store, jobs=1, **options)
     stopped = parallel.any_of(stop())
     if parallel.rank() == 0:  # it speaks for all
+        sweep(store.folder)
         _say_train(spec, out)
     parallel.leave()
     if out.left:

@@ -4,24 +4,30 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
+from psutil import pid_exists
 
 ROOT = Path(__file__).resolve().parent.parent
+LEASE = 60.0  # seconds without a heartbeat after which another machine's lock is taken over
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    whose = f".{path.name}.{os.getpid()}@{platform.node()}."  # so that ``sweep`` knows it
+    handle, part = tempfile.mkstemp(prefix=whose, suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -29,8 +35,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         Path(part).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk would not say what did not fit
         raise
 
 
@@ -47,21 +55,51 @@ class Stopped(Exception):
 
 @contextmanager
 def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Hold the lock file ``path``; while another process has it, poll ``stop`` (raises Stopped)."""
+    """Hold the lock file ``path``; while another process has it, poll ``stop`` (raises Stopped).
+
+    The file names machine, process and its start, and a thread touches it every 20 seconds. The
+    lock of a process that is gone is taken over, on its own machine at once, from another one
+    after LEASE seconds without a touch. A process that was suspended for longer than that may then
+    do the same work beside its heir: that costs time and changes no byte.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = SoftFileLease(path, lease_duration=LEASE)
     while True:
         try:
             lock.acquire(timeout=0.5)
             break
         except Timeout:
+            _drop_nameless(path)
             if stop():
                 raise Stopped(f"stopped while another process held {path}") from None
     try:
         yield
-        path.unlink(missing_ok=True)  # held still: whoever waits looks again at what was made
     finally:
         lock.release()
+
+
+def _drop_nameless(path: Path) -> None:
+    """Remove a lock whose owner was killed before it had written its name, an instant's work."""
+    with suppress(FileNotFoundError):
+        about = path.stat()
+        if about.st_size == 0 and time.time() - about.st_mtime > LEASE:
+            path.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left below ``folder`` (half files, locks) and their temporary
+    folders. What belongs to a process that lives, here or elsewhere, stays."""
+    for path in folder.rglob(".*.part"):
+        of = re.search(r"\.(\d+)@(.+)\.\w+\.part$", path.name)
+        if of and of[2] == platform.node() and not pid_exists(int(of[1])):
+            with suppress(OSError):
+                path.unlink()
+    for path in folder.rglob("*.lock"):  # to take a lock is to remove it, if its owner is dead
+        with suppress(OSError), SoftFileLease(path, lease_duration=LEASE, timeout=0):
+            pass
+    for path in Path(tempfile.gettempdir()).glob("ltkd-*"):
+        if (of := re.match(r"ltkd-(\d+)-", path.name)) and not pid_exists(int(of[1])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def canonical(value: Any) -> str:

@@ -78,7 +78,7 @@ def execute(
     report, failed = reports / f"{stem}.ipynb", reports / f"{stem}.failed.ipynb"
     error: Exception | None = None
     try:
-        with tempfile.TemporaryDirectory(prefix="ltkd-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-") as scratch:
             try:
                 papermill.execute_notebook(
                     notebook.as_posix().replace("{", "{{").replace("}", "}}"),  # it formats paths
@@ -121,13 +121,13 @@ def execute(
             write_atomic(reports / name, table)
         os.replace(part, report)
         write_atomic(report.with_suffix(".html"), html)
+        for stale in (failed, failed.with_suffix(".html")):
+            stale.unlink(missing_ok=True)
         if manifest is not None:  # last: a report is up to date when its manifest says so
             path = report.with_suffix(".manifest.json")
             whole = [report, report.with_suffix(".html"), *(reports / name for name in tables)]
             pages = {name.name: sha256(name) for name in whole}
             write_atomic(path, json.dumps(manifest | {"files": pages}, indent=1) + "\n")
-        for stale in (failed, failed.with_suffix(".html")):
-            stale.unlink(missing_ok=True)
         return NotebookResult(notebook, True, report, seconds)
     finally:
         part.unlink(missing_ok=True)
@@ -161,7 +161,8 @@ def execute_all(
         try:
             return None if halt.is_set() else execute(path, parameters, reports, **options)
         except Exception as error:  # a fault of ours or of the disk: say it, go on with the rest
-            text, copy = traceback.format_exc(), Path(reports) / f"{path.stem}.failed.ipynb"
+            text = str(error) if isinstance(error, OSError) else traceback.format_exc()
+            copy = Path(reports) / f"{path.stem}.failed.ipynb"
             failure = NotebookResult(path, False, copy, 0, type(error).__name__, f"{path}: {text}")
             return None if halt.is_set() else failure
 

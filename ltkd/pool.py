@@ -8,22 +8,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from json import loads
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from psutil import pid_exists
 
 from . import parallel
+from .data import DataError
 from .files import Stopped, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
 
-_STOP: Any = None  # the pool's event, set in each worker
+_STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
+KILLS = 3  # workers killed in a row, after which the cause is taken to lie outside the runs
 
 
 @dataclass
@@ -51,7 +54,9 @@ def _enter(stop: Any, parent: int) -> None:
 
 
 def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
-    run(spec, outputs=folder, device=device, data_root=data_root, stop=_STOP.is_set)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what an earlier run of this process kept others may need
+    run(spec, outputs=folder, device=device, data_root=data_root, stop=lambda: bool(_STOP.value))
 
 
 def with_teachers(specs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -90,45 +95,85 @@ def make(
         found = store.get(spec)
         if found:
             out.records[identity(spec)] = found
+            store.tidy(spec)
         else:
             todo[identity(spec)] = spec
     if not todo:
         return out
     context, count = get_context("spawn"), jobs_for(jobs, list(todo.values()))
-    event = context.Event()
+    halt = context.RawValue("b", 0)
     flying: dict[Future[None], RunSpec] = {}
-    with (
-        ProcessPoolExecutor(count, context, _enter, (event, os.getpid())) as pool,
-        _display(store, lambda: list(flying.values()), len(todo), quiet) as advance,
-    ):
+    # In flight when a worker was killed, perhaps by what they need: they are made one by one.
+    suspects: set[str] = set()
+    killed, broken = 0, False
+
+    def workers() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(count, context, _enter, (halt, os.getpid()))
+
+    def close() -> None:
+        for child in active_children() if broken else []:
+            child.kill()  # the others: they ignore the SIGTERM that a broken pool sends
+        pool.shutdown()
+
+    pool = workers()
+    with ExitStack() as stack:
+        advance = stack.enter_context(_display(store, lambda: [*flying.values()], len(todo), quiet))
+        stack.callback(lambda: close())
+        stack.callback(setattr, halt, "value", 1)
         while todo or flying:
-            while len(flying) < count and not event.is_set():
+            if broken and not flying:
+                close()
+                pool, broken = workers(), False
+            while not broken and not halt.value and len(flying) < (1 if suspects else count):
                 ready = _next(todo, list(flying.values()), out)
                 if ready is None:
                     break
-                del todo[identity(ready)]
-                flying[pool.submit(_work, ready, store.folder, device, data_root)] = ready
+                try:
+                    flying[pool.submit(_work, ready, store.folder, device, data_root)] = ready
+                except BrokenProcessPool:  # an idle worker was killed
+                    broken = True
+                else:
+                    del todo[identity(ready)]
             done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 spec = flying.pop(future)
                 try:
                     future.result()
                     out.records[identity(spec)] = store.get(spec)  # type: ignore[assignment]
+                    killed = 0
                 except Stopped:
                     out.left.append(spec)
                 except Diverged as error:
                     out.failed[identity(spec)] = str(error)
                 except BrokenProcessPool:
+                    killed += not broken
+                    broken = True
+                    if identity(spec) not in suspects:
+                        suspects.add(identity(spec))
+                        todo = {identity(spec): spec, **todo}
+                        _say(f"{spec.title}: a process was killed; goes on alone from where it was")
+                        continue
                     out.failed[identity(spec)] = (
-                        f"{spec.title}: its process was killed (out of memory?)"
+                        f"{spec.title}: its process was killed twice (out of memory? fewer --jobs, "
+                        "or a smaller batch in the file)"
                     )
-                    event.set()
+                    if killed >= KILLS:
+                        halt.value = 1
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    out.failed[identity(spec)] = (
+                        f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the "
+                        f"file (now {spec.batch}). {str(error).partition('. ')[0]}"
+                    )
+                except (OSError, DataError) as error:  # of the disk: others would meet it too
+                    out.failed[identity(spec)] = f"{spec.title}: {error}"
+                    halt.value = 1
                 except Exception as error:
                     out.failed[identity(spec)] = f"{spec.title}: {type(error).__name__}: {error}"
+                suspects.discard(identity(spec))
                 advance(spec, identity(spec) in out.records)
-            if stop() and not event.is_set():
-                event.set()
-            if event.is_set() and not flying:
+            if stop():
+                halt.value = 1
+            if halt.value and not flying:
                 out.left += todo.values()
                 todo = {}
     return out

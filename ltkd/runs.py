@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
@@ -160,6 +160,12 @@ class Store:
         sealed = values | {"sha256": files.sha256(files.canonical(values))}
         files.write_atomic(folder / "record.json", json.dumps(sealed, indent=1) + "\n")
 
+    def tidy(self, spec: RunSpec) -> None:
+        """Remove what a kill between a run's record and its end left beside the record."""
+        for name in ("checkpoint.safetensors", "progress.json"):
+            with suppress(OSError):  # a store may also be read-only
+                (self.run_folder(spec) / name).unlink(missing_ok=True)
+
     def keep_split(self, indices: np.ndarray) -> str:
         """Save which training images were drawn, once for all runs that share them.
 
@@ -168,10 +174,11 @@ class Store:
         """
         indices = indices.astype("<i8")
         name = files.sha256(indices.tobytes())
-        path = self.folder / "splits" / f"{name[:16]}.npy"
+        path, buffer = self.folder / "splits" / f"{name[:16]}.npy", io.BytesIO()
+        np.save(buffer, indices, allow_pickle=False)
+        if path.exists() and path.read_bytes() != buffer.getvalue():
+            print(f"{path}: damaged; kept as {files.set_aside(path).name}, made anew", flush=True)
         if not path.exists():
-            buffer = io.BytesIO()
-            np.save(buffer, indices, allow_pickle=False)
             files.write_atomic(path, buffer.getvalue())
         return name
 
@@ -182,7 +189,11 @@ class Store:
             raise FileNotFoundError(
                 f"{path}: the model of {spec.title} is not there; run the spec first"
             )
-        state = {k: v.float() for k, v in load_file(path).items()}
+        data, record = path.read_bytes(), self.get(spec)
+        if record is None or files.sha256(data) != record.values.get("model_sha256"):
+            raise ValueError(f"{path}: does not match the sha256 in its record; remove "
+                             f"{self.run_folder(spec)} and run the spec again")  # fmt: skip
+        state = {k: v.float() for k, v in load_tensors(data).items()}
         model = create_model(spec.student, len(state["fc.weight"]))
         model.load_state_dict(state)
         return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -305,5 +316,4 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     store.put(spec, values, blobs, model_bytes)
-    checkpoint.unlink(missing_ok=True)
-    progress.unlink(missing_ok=True)
+    store.tidy(spec)

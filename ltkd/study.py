@@ -419,6 +419,9 @@ class Study:
         }
         display({"text/html": _table(rows), "text/plain": str(rows), MANIFEST: manifest}, raw=True)
 
+    def __repr__(self) -> str:  # without an address, or no two reports would be the same bytes
+        return f"Study(name={self.name!r})"
+
     def _repr_html_(self) -> str:
         p, recipe = self.parameters, RECIPES[self.parameters.dataset]
         epochs = p.epochs or recipe.epochs

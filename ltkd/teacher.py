@@ -117,7 +117,12 @@ class Table:
         with self.path.open("r+b") as file:
             for row, i in zip(rows, place.tolist(), strict=True):
                 row["check"] = self._check(row, i)
-                os.pwrite(file.fileno(), row.tobytes(), self.rows.offset + i * self.dtype.itemsize)
+                try:
+                    at = self.rows.offset + i * self.dtype.itemsize
+                    os.pwrite(file.fileno(), row.tobytes(), at)
+                except OSError as error:
+                    error.filename = str(self.path)
+                    raise
 
     @staticmethod
     def _check(row: Any, place: int) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import parallel
 from .data import Feed, LongTailed, stream
-from .files import Stopped, canonical, write_atomic
+from .files import Stopped, canonical, sha256, write_atomic
 from .losses import LOSSES, Entry
 from .methods import METHODS, Method
 from .models import create_model
@@ -205,6 +205,13 @@ class _Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:
+    """SHA-256 of a checkpoint's content and of whose it is; safetensors would not notice a flipped
+    bit, nor another run's weights."""
+    parts = [[k, str(t.dtype), [*t.shape], sha256(t.numpy().tobytes())] for k, t in tensors.items()]
+    return sha256(canonical([spec.model_dump(), position, sorted(parts)]))
+
+
 class Trainer:
     """Trains one spec to the end, or to a stop that leaves a checkpoint."""
 
@@ -242,8 +249,11 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         with safe_open(self.checkpoint, "pt") as file:
-            self.at = _Position(**json.loads(file.metadata()["position"]))
+            about = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if about["sha256"] != _seal(self.spec, tensors, about["position"]):
+            raise ValueError("its content does not match its sha256")
+        self.at = _Position(**json.loads(about["position"]))
         self.sums.copy_(tensors.pop("sums"))
         for i, p in enumerate(self.parameters):
             self.optimizer.state[p]["momentum_buffer"] = (
@@ -266,7 +276,9 @@ class Trainer:
         tensors["sums"] = self.sums.cpu()
         for i, p in enumerate(self.parameters):
             tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
-        write_atomic(self.checkpoint, save(tensors, {"position": canonical(vars(self.at))}))
+        position = json.dumps(vars(self.at))  # not sorted: a resumed record is the same text
+        about = {"position": position, "sha256": _seal(self.spec, tensors, position)}
+        write_atomic(self.checkpoint, save(tensors, about))
 
     def _pause(self, began: float) -> None:
         if self.at.step > 0:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import canonical, cores, locked, set_aside, sha256, write_atomic
+from ..files import canonical, cores, locked, set_aside, sha256, sweep, write_atomic
 from ..params import Images
 from .sources import DataError, Source
 from .views import Crops, Views
@@ -401,9 +401,9 @@ def _make(folder: Path, tree: Path, found: Listing, size: int) -> dict[str, Any]
             manifest[part] = {"shape": shape, "labels": labels, "sha256": sha256(path)}
     for part in PARTS:
         os.replace(folder / f"{part}.npy.part", folder / f"{part}.npy")
+    progress.unlink(missing_ok=True)
     manifest["sha256"] = _content(manifest)
     write_atomic(folder / "manifest.json", json.dumps(manifest))
-    progress.unlink(missing_ok=True)
     _stamp(folder, [folder / f"{part}.npy" for part in PARTS])
     return manifest
 
@@ -537,6 +537,8 @@ def report(name: str, images: Images | None, root: Path, check: bool) -> str:
     ):
         raise DataError(f"{name}: nothing is decoded yet in {folder}: `ltkd data prepare` does it")
     found = find(images, name, root, check)
+    if not check:
+        sweep(folder.parent)
     counts = f"{len(found.train[1])} training and {len(found.test[1])} test images"
     return (f"{found.title}: {counts} of {len(found.class_names)} classes, sha256"
             f" {found.sha256[:16]}, in {folder.parent}")  # fmt: skip

@@ -36,7 +36,7 @@ def build(
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
-        if stale or not (study.folder / "index.html").exists():
+        if stale or _behind(study):
             held.enter_context(locked(reports / "index.lock", stop))
             write_runs(study)
             write_headline(study)
@@ -53,6 +53,16 @@ def fresh(study: Study, name: str) -> bool:
     pages = manifest.get("files", {})
     whole = all((folder / n).exists() and sha256(folder / n) == h for n, h in pages.items())
     return bool(pages) and whole and manifest.get("inputs") == study.inputs(name)
+
+
+def _behind(study: Study) -> bool:
+    """Whether an index is absent or older than what it lists, as a kill before it leaves it."""
+    indexes = study.folder / "index.html", study.folder.parent / "index.html"
+    if not all(path.exists() for path in indexes):
+        return True
+    made = [p.stat().st_mtime_ns for p in study.folder.glob("reports/*.manifest.json")]
+    times = [max(made, default=0), *(path.stat().st_mtime_ns for path in indexes)]
+    return times != sorted(times)
 
 
 def write_headline(study: Study) -> None:

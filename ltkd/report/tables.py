@@ -373,13 +373,15 @@ def group_table(data: Any) -> pd.DataFrame:
     return table.set_axis([GROUPS[group] for group in table.index])
 
 
-def completeness(study: Any, part: str) -> Markdown | pd.DataFrame:
-    """A line when all runs of the part finished, or it has none; else the table of the others."""
+def completeness(study: Any, part: str) -> Markdown:
+    """How many runs of the part finished, and for each of the others its id and the reason."""
     done, missing = len(study.results(part)), study.missing(part)
     name = part.replace("_", " ").capitalize()
     if not done and missing.empty:
         return Markdown(f"*{name}: none in this study.*")
-    return Markdown(f"*{name}: {done} of {done} runs finished.*") if missing.empty else missing
+    holes = [f"- `{run.run}`: `{run.reason}`" for run in missing.itertuples()]
+    line = f"*{name}: {done} of {done + len(holes)} runs finished.*"
+    return Markdown("\n".join([line, "", *holes]) if holes else line)
 
 
 def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:

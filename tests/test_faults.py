@@ -1,0 +1,362 @@
+"""What goes wrong around a study: killed processes, full disks, other machines, lost data."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from faults import tree
+
+from ltkd import cli, files, pool, run
+from ltkd.data import folders, longtail, resolve
+from ltkd.files import Stopped, locked, sweep, write_atomic
+from ltkd.params import Images
+from ltkd.runs import Store, identity
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are copies of this process, with what is patched in it."""
+    import torch._dynamo  # noqa: F401  # which the first optimiser of a process takes seconds to load
+
+    plain = pool.get_context
+    monkeypatch.setattr(pool, "get_context", lambda _: plain("fork"))
+
+
+@pytest.mark.slow
+def test_a_handful_of_kills():
+    # The harness behind `make faults`, in a process of its own: it copies itself.
+    done = subprocess.run([sys.executable, "tests/faults.py", "--small"], cwd=ROOT, text=True,
+                          capture_output=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished and equal" in done.stdout
+    assert "| all |" in done.stdout
+
+
+# ---- locks
+
+HOLDER = """
+import socket, sys, time
+from pathlib import Path
+from ltkd import files
+files.LEASE = float(sys.argv[2])
+socket.gethostname = lambda: sys.argv[3] or plain()
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:  # as busy as a training loop
+        sum(range(1000))
+"""
+
+
+@contextmanager
+def holder(path, lease, host):
+    """A process that holds the lock ``path``, on a machine of that name."""
+    code = HOLDER.replace("plain()", repr(socket.gethostname()))
+    command = [sys.executable, "-c", code, str(path), str(lease), host]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_lock_of_a_dead_process_of_this_machine_is_taken_at_once(tmp_path):
+    path = tmp_path / "x.lock"
+    with holder(path, 60, "") as process:
+        process.kill()
+        process.wait()
+        assert path.exists()
+        began = time.monotonic()
+        with locked(path):
+            assert time.monotonic() - began < 5
+    assert not path.exists()
+
+
+def test_another_machines_lock_is_taken_only_when_its_heart_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LEASE", 3.0)
+    path = tmp_path / "x.lock"
+    with holder(path, 3, "elsewhere") as process:
+        assert "host=elsewhere" in path.read_text()
+        began = time.monotonic()
+        with pytest.raises(Stopped), locked(path, lambda: time.monotonic() - began > 7):
+            pytest.fail("taken from a process that lives")
+        process.kill()
+        process.wait()
+        began = time.monotonic()
+        with locked(path):
+            assert 1 < time.monotonic() - began < 30
+    assert not path.exists()
+
+
+def test_a_lock_without_a_name_is_dropped_after_a_lease(tmp_path):
+    path = tmp_path / "x.lock"
+    path.touch()
+    with pytest.raises(Stopped), locked(path, lambda: True):
+        pytest.fail("its owner may be about to write its name")
+    os.utime(path, (time.time() - 61,) * 2)
+    with locked(path):
+        assert path.stat().st_size
+
+
+def test_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    code = ("import os, signal, sys, tempfile\nfrom pathlib import Path\nfrom ltkd import files\n"
+            "tempfile.mkdtemp(prefix=f'ltkd-{os.getpid()}-')\n"
+            "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "with files.locked(Path(sys.argv[1], 'a/x.lock')):\n"
+            "    files.write_atomic(Path(sys.argv[1], 'a/b.json'), '{')\n")  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    dead = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path / "t")})
+    assert dead.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("*"))) == 2 + 2 + 1
+    ours = tmp_path / f"a/.c.json.{os.getpid()}@{files.platform.node()}.x.part"
+    theirs = tmp_path / "a/.c.json.1@elsewhere.x.part"
+    scratch = tmp_path / f"t/ltkd-{os.getpid()}-x"
+    for path in (ours, theirs, scratch):
+        path.touch()
+    with locked(tmp_path / "a/y.lock"):
+        sweep(tmp_path)
+        left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {ours.name, theirs.name, scratch.name, "y.lock"}
+
+
+# ---- disks
+
+SPEC = """dataset: digits
+gamma: 20
+student: resnet8
+method: {}
+epochs: {}
+schedule: one_cycle
+"""
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own: (folder, a function that mounts it anew with options)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    tried = mount("size=64k") if os.geteuid() == 0 else None
+    if tried is None or tried.returncode:
+        pytest.skip(f"no file system can be mounted here: {tried and tried.stderr}")
+    yield folder, lambda *options: mount("remount", *options)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_and_a_read_only_disk_are_named_and_the_same_command_goes_on(
+    disk, tmp_path, forked, capfd
+):
+    folder, again = disk
+    spec = tmp_path / "one.yaml"
+    spec.write_text(SPEC.format("student", 1))
+    command = ["train", str(spec), "--outputs", str(folder)]
+    assert cli.main(command) == 1
+    said = capfd.readouterr()
+    assert "No space left on device" in said.err
+    assert str(folder / "one/runs") in said.err
+    assert "Traceback" not in said.err
+    assert not [p for p in folder.rglob("*") if p.suffix in {".part", ".lock"}]
+    assert again("size=8m", "ro").returncode == 0
+    assert cli.main(command) == 1
+    said = capfd.readouterr()
+    assert "Read-only file system" in said.err
+    assert str(folder / "one/runs") in said.err
+    assert "Traceback" not in said.err
+    assert again("size=8m", "rw").returncode == 0
+    assert cli.main(command) == 0
+    assert again("ro").returncode == 0
+    assert cli.main(command) == 0  # what is there is read
+    assert capfd.readouterr().out.count("test accuracy in the last epoch") == 2
+
+
+def test_a_table_that_meets_a_full_disk_keeps_what_it_has(disk, tiny, monkeypatch):
+    folder, again = disk
+    assert again("size=1m").returncode == 0
+    spec = tiny(method="kd", teacher="resnet8", epochs=1)
+    run(spec.teacher_spec, outputs=folder, device="cpu")
+    rest = shutil.disk_usage(folder).free
+    (folder / "ballast").write_bytes(b"x" * (rest - 12_288))
+    with pytest.raises(OSError, match="No space left on device"):
+        run(spec, outputs=folder, device="cpu")
+    (folder / "ballast").unlink()
+    record = run(spec, outputs=folder, device="cpu")
+    assert not record.diverged
+    assert not list(folder.rglob("*.lock"))
+
+
+# ---- data, and damaged files
+
+
+def test_a_data_root_that_vanishes_stops_a_study_and_is_named(tmp_path, tiny, forked):
+    root = tmp_path / "root"
+    tree(root / "tiny-imagenet-200")
+    images = resolve("tiny_imagenet", Images(size=32), root)
+    about = {"dataset": "tiny_imagenet", "images": images, "gamma": None, "epochs": 1}
+    specs = [tiny(seed=seed, **about) for seed in range(3)]
+    run(specs[0], outputs=tmp_path / "o", device="cpu", data_root=root)
+    folders.find.cache_clear()
+    longtail._load.cache_clear()
+    shutil.rmtree(root)
+    out = pool.make(specs, tmp_path / "o", device="cpu", data_root=str(root), jobs=1, quiet=True)
+    assert list(out.records) == [identity(specs[0])]
+    assert str(root / "tiny-imagenet-200") in out.failed[identity(specs[1])]
+    assert "is not there" in out.failed[identity(specs[1])]
+    assert out.left == [specs[2]]
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_used(tmp_path, tiny, capsys):
+    spec = tiny()
+    whole = run(spec, outputs=tmp_path / "whole", device="cpu")
+    steps = iter([False] * 7 + [True])
+    with pytest.raises(Stopped):
+        run(spec, outputs=tmp_path / "cut", device="cpu", stop=lambda: next(steps))
+    path = Store(tmp_path / "cut").run_folder(spec) / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in a tensor: it still loads
+    path.write_bytes(data)
+    again = run(spec, outputs=tmp_path / "cut", device="cpu")
+    said = capsys.readouterr().out
+    assert f"{path}: damaged (its content does not match its sha256); set aside" in said
+    assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == data
+    assert again.values["history"] == whole.values["history"]
+    assert again.values["model_sha256"] == whole.values["model_sha256"]
+
+
+def test_a_damaged_split_is_set_aside(tmp_path, tiny, capsys):
+    run(tiny(epochs=1), outputs=tmp_path, device="cpu")
+    (path,) = (tmp_path / "splits").iterdir()
+    good = path.read_bytes()
+    path.write_bytes(good[:-3])
+    run(tiny(epochs=1, seed=1), outputs=tmp_path, device="cpu")
+    assert f"{path}: damaged; kept as {path.name}.damaged" in capsys.readouterr().out
+    assert path.read_bytes() == good
+
+
+def test_what_a_kill_left_beside_a_record_is_removed(tmp_path, tiny):
+    spec = tiny(epochs=1)
+    record = run(spec, outputs=tmp_path, device="cpu")
+    for name in ("checkpoint.safetensors", "progress.json"):
+        write_atomic(record.folder / name, "{}")
+    assert pool.make([spec], tmp_path).records
+    left = {p.name for p in record.folder.iterdir()}
+    assert left == {"record.json", "predictions.npy", "model.safetensors"}
+
+
+# ---- workers
+
+
+def test_out_of_memory_fails_one_run_and_says_what_helps(tmp_path, tiny, forked, monkeypatch):
+    specs = [tiny(seed=seed, epochs=1) for seed in range(2)]
+
+    def greedy(spec, **options):
+        if spec.seed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return run(spec, **options)
+
+    monkeypatch.setattr(pool, "run", greedy)
+    out = pool.make(specs, tmp_path, device="cpu", jobs=1, quiet=True)
+    assert list(out.records) == [identity(specs[1])]
+    reason = out.failed[identity(specs[0])]
+    assert reason.startswith("student resnet8 gamma 20 seed 0: out of memory; fewer --jobs, or a ")
+    assert "smaller batch in the file (now 32). CUDA out of memory" in reason
+    assert not out.left
+
+
+def test_a_killed_workers_run_goes_on_and_loses_nothing(tmp_path, tiny, forked, monkeypatch):
+    specs = [tiny(seed=seed, epochs=1) for seed in range(3)]
+
+    def struck(spec, **options):
+        if spec.seed == 0 and not (tmp_path / "struck").exists():
+            (tmp_path / "struck").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(spec, **options)
+
+    monkeypatch.setattr(pool, "run", struck)
+    out = pool.make(specs, tmp_path / "o", device="cpu", jobs=2, quiet=True)
+    assert (len(out.records), out.failed, out.left) == (3, {}, [])
+    assert not psutil.Process().children()
+    sweep(tmp_path / "o")
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_run_whose_worker_is_always_killed_fails_alone(tmp_path, tiny, forked, monkeypatch):
+    specs = [tiny(seed=seed, epochs=1) for seed in range(3)]
+
+    def fatal(spec, **options):
+        if spec.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(spec, **options)
+
+    monkeypatch.setattr(pool, "run", fatal)
+    out = pool.make(specs, tmp_path, device="cpu", jobs=2, quiet=True)
+    assert {spec.seed for spec in specs if identity(spec) in out.records} == {0, 2}
+    assert (
+        "its process was killed twice (out of memory? fewer --jobs"
+        in out.failed[identity(specs[1])]
+    )
+    assert not out.left
+
+
+def test_workers_that_all_die_end_the_command(tmp_path, tiny, forked, monkeypatch):
+    specs = [tiny(seed=seed, epochs=1) for seed in range(9)]
+    monkeypatch.setattr(pool, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    out = pool.make(specs, tmp_path, device="cpu", jobs=1, quiet=True)
+    assert not out.records
+    assert len(out.failed) == 2
+    assert len(out.left) == 7
+
+
+# ---- a study with a hole
+
+STUDY = """name: hole
+pairs: [resnet8-resnet8]
+methods: [student, kd]
+seeds: [0]
+epochs: 2
+ablations: [baseline]
+group_counts: [3]
+method_args: {kd: {kd_weight: 10000}}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_leaves_a_hole_that_everything_shows(tmp_path, forked, capfd):
+    given = tmp_path / "hole.yaml"
+    given.write_text(STUDY)
+    command = ["run", str(given), "--only", "03", "--outputs", str(tmp_path), "--jobs", "1"]
+    assert cli.main(command) == 1
+    said = capfd.readouterr()
+    (reason,) = re.findall("failed: (kd .* seed 0: the loss is (?:nan|inf) in epoch .)", said.err)
+    assert "Traceback" not in said.err
+    assert "4 runs, 1 reports made" in said.out
+    states = {}
+    for path in tmp_path.glob("hole/runs/*/record.json"):
+        values = json.loads(path.read_text())
+        states[values["spec"]["method"]] = values["status"]
+    assert states == {"teacher": "done", "student": "done", "ltkd": "done", "kd": "diverged"}
+    assert reason in (tmp_path / "hole/index.html").read_text()
+    page = (tmp_path / "hole/reports/03_distillation.html").read_text()
+    assert "1 of 2 runs finished" in page
+    assert reason in page
+    rows = (tmp_path / "hole/runs.csv").read_text().splitlines()
+    assert not [row for row in rows if ",kd," in row]
