@@ -7,9 +7,10 @@ they leave is compared with what an uninterrupted command left, byte for byte bu
 ``plain``). No half file, lock or temporary folder may be left, and no process ten seconds after the
 kill of its command.
 
-A moment is drawn from the whole of an uninterrupted command, or from within a stage that is drawn
-first, so that short stages are met as well. Struck is the command's process, its process group, or
-the very worker or kernel that is at work; a command that survives that must still end well.
+A moment is drawn from the whole of an uninterrupted command (early ones more often, since a command
+that goes on has less to do), or from within a stage, the one that was met least so far. Struck is
+the command's process, its process group, or the very worker or kernel that is at work; a command
+that survives that must still end well.
 
 Commands and their workers start as copies of a process that has the library loaded, to be quick;
 one command in twenty starts afresh, and spawns its workers, as it does outside this harness.
@@ -294,7 +295,7 @@ class Harness:
                 aim = {"stage": stage, "nth": 1, "delay": delay, "victim": victim}
                 if stage in ("filling the table", "writing a checkpoint"):  # which come often
                     aim["nth"] = self.draw.randint(1, 3)
-            moment = self.draw.uniform(0, self.lasts[kind])
+            moment = self.draw.triangular(0, self.lasts[kind], 0)
             one = Command(self, kind, folder, aim)
             if aim:
                 code = one.wait(one.began + 600)
