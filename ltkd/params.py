@@ -357,8 +357,7 @@ class StudyParameters(_Strict):
     group_counts: Annotated[list[Count], Field(description="numbers of groups to compare")] = [1, 3, 5, 10]
     group_pairs: Annotated[list[str] | None, Field(description="pairs of the group counts; None: all")] = None
     sweep: Annotated[dict[str, list[Grid]], Field(
-        description="settings to compare, by method; {}: none")] = {
-        "ltkd": [{"alpha": [0.0, 1.0, 2.0], "beta": [0.0, 1.0, 2.0]}]}
+        description="settings to compare, such as {'ltkd': [{'alpha': [1, 2], 'beta': [1, 2]}]}")] = {}
     eval_every: Annotated[Count, Field(description="test accuracy every so many epochs, and at the last")] = 5
     precision: Annotated[Precision, Field(description="fp32 or bf16 (autocast; losses stay fp32)")] = "fp32"
     threads: Annotated[int, Field(ge=1, le=1024, description="processor threads that one run uses")] = 1

@@ -130,7 +130,7 @@ PARAMETERS = {
     "too many mistakes": (f"seeds: [{', '.join('a' * 900)}]", "and 880 more"),
     "a hundred thousand runs": (
         f"seeds: [{many(9000)}]",
-        "234,000 runs are asked for; at most 50,000 make a study",
+        "153,000 runs are asked for; at most 50,000 make a study",
     ),
     "a sweep of 10**9": (
         "sweep: {ltkd: [{alpha: [%s], beta: [%s], temperature: [%s]}]}" % ((many(1000, 1),) * 3),

@@ -236,7 +236,7 @@ def test_a_dry_run_knows_how_many_images_a_set_has_without_it(tmp_path, name, im
 
 def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, capsys, monkeypatch):
     path = tmp_path / "two.yaml"
-    path.write_text(TINY.replace("[0]", "[0, 1]") + "methods: [kd]\nsweep: {}\n")
+    path.write_text(TINY.replace("[0]", "[0, 1]") + "methods: [kd]\n")
     again = ["reproduce", str(path), "kd", "--outputs", str(tmp_path)]
     assert cli.main(again) == 2
     assert "kd: 0 of 2 records are in" in capsys.readouterr().err

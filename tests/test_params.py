@@ -148,8 +148,9 @@ def test_every_shipped_file_is_valid_and_named_as_its_folder(path):
     assert any(f"params/{path.name}" in line for line in head if line.startswith("#"))
 
 
-def test_the_quick_file_is_the_default():
-    assert load_parameters(ROOT / "params" / "quick.yaml") == StudyParameters()
+def test_the_quick_file_is_the_default_and_a_sweep():
+    quick = load_parameters(ROOT / "params" / "quick.yaml")
+    assert quick.model_copy(update={"sweep": {}}) == StudyParameters()
 
 
 def test_the_parameters_cell_holds_exactly_the_schema():

@@ -33,7 +33,8 @@ def names(study, part=None):
 
 
 def test_the_quick_study_is_a_teacher_and_a_hundred_students():
-    study = Study()
+    values = load_parameters(Path(__file__).parent.parent / "params" / "quick.yaml")
+    study = Study(**values.model_dump())
     assert {part: len(names(study, part)) for part in PARTS} == {
         "teachers": 1, "distillation": 40, "ablations": 25, "group_count": 20,
         "sweep": 45}  # fmt: skip
