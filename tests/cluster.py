@@ -183,7 +183,10 @@ def ltkd(*more: str) -> subprocess.CompletedProcess[str]:
 
 
 def records(study: Path) -> dict[str, dict[str, object]]:
+    """Of each record what two runs of the same thing share; of the code its hash alone."""
     found = {path.parent.name: json.loads(path.read_text()) for path in study.glob("runs/*/rec*")}
+    for record in found.values():
+        record["code"] = record["code"]["library_sha256"]
     return {run: {k: v for k, v in r.items() if k not in BY_NATURE} for run, r in found.items()}
 
 
@@ -260,7 +263,7 @@ def compare(folder: Path, ids: list[str], budget: float) -> None:
     assert not odd, odd
     again = ltkd("run", *PARAMETERS, "--outputs", f"{folder}/cluster")
     assert "nothing to do: every run and report is up to date" in again.stdout, again
-    command = snakemake(folder, budget, "--executor", "dryrun")
+    command = snakemake(folder, budget, "-n")
     dry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "Nothing to be done" in dry.stdout + dry.stderr, dry
     say(f"{len(notebooks)} reports; {len(ids)} records, predictions and weights included, are "

@@ -64,7 +64,7 @@ def test_teachers_before_students_and_runs_before_notebooks(jobs):
             assert source.endswith(".ipynb")
 
 
-def test_jobs_are_plain_commands_and_a_failed_notebook_is_a_log(jobs):
+def test_jobs_are_plain_commands_and_the_executed_notebook_is_a_log(jobs):
     found, study = jobs
     for job in found:
         value = job.get("wildcards", "").partition("=")[2]
@@ -75,8 +75,11 @@ def test_jobs_are_plain_commands_and_a_failed_notebook_is_a_log(jobs):
             assert shlex.split(guard) == ["[", "-e", str(record), "]"]
             assert "(update)" in job["output"]  # the engine deletes no record
         elif job["rule"] == "notebook":
-            assert job["log"] == str(study / "reports" / f"{value}.failed.ipynb")
-            assert shlex.split(job["shell"])[-2:] == ["--only", value]
+            assert job["log"] == str(study / "workflow" / f"{value}.ipynb")
+            command, _, copy = job["shell"].partition(" || ")
+            assert shlex.split(command)[-2:] == ["--only", value]
+            report = str(study / "reports" / value)
+            assert {f"{report}.ipynb", f"{report}.failed.ipynb;"} <= set(shlex.split(copy))
         else:
             continue
         words = shlex.split(job["shell"])
