@@ -29,6 +29,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol
 PARAMETERS = [
     str(ROOT / "params" / "quick.yaml"), "-p", "methods", "[student, kd, ltkd]", "-p", "seeds",
     "[0]", "-p", "ablations", "[baseline]", "-p", "group_counts", "[1, 3]",
+    "-p", "sweep", "{}",
 ]  # fmt: skip
 LIMIT = 3600  # seconds for the whole study
 # Of a record: what differs between two runs of the same thing. All else must be equal.
