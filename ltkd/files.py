@@ -37,7 +37,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         os.replace(part, path)
     except BaseException as error:
         Path(part).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = str(path)  # a full disk would not say what did not fit
         raise
 

@@ -417,9 +417,12 @@ def small(harness: Harness) -> None:
     """What `make test` does: a handful of kills."""
     for kind in ("data", "train"):
         harness.refer(kind)
-    harness.cycle("data", 2, ["preparing data", ""])
-    harness.cycle("train", 3, ["filling the table", "writing a checkpoint", "writing a record"])
-    assert sum(harness.kills.values()) >= 3
+    for _ in range(4):  # a moment may come after the command's end
+        harness.cycle("data", 2, ["preparing data", ""])
+        harness.cycle("train", 3, ["filling the table", "writing a checkpoint", "writing a record"])
+        if sum(harness.kills.values()) >= 3:
+            return
+    raise AssertionError("in four times nothing was hit")
 
 
 def large(harness: Harness, kills: int, report) -> None:

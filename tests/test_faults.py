@@ -217,7 +217,9 @@ def test_a_data_root_that_vanishes_stops_a_study_and_is_named(tmp_path, tiny, fo
     folders.find.cache_clear()
     longtail._load.cache_clear()
     shutil.rmtree(root)
-    out = pool.make(specs, tmp_path / "o", device="cpu", data_root=str(root), jobs=1, quiet=True)
+    out = pool.make(
+        specs, Store(tmp_path / "o"), device="cpu", data_root=str(root), jobs=1, quiet=True
+    )
     assert list(out.records) == [identity(specs[0])]
     assert str(root / "tiny-imagenet-200") in out.failed[identity(specs[1])]
     assert "is not there" in out.failed[identity(specs[1])]
@@ -257,7 +259,7 @@ def test_what_a_kill_left_beside_a_record_is_removed(tmp_path, tiny):
     record = run(spec, outputs=tmp_path, device="cpu")
     for name in ("checkpoint.safetensors", "progress.json"):
         write_atomic(record.folder / name, "{}")
-    assert pool.make([spec], tmp_path).records
+    assert pool.make([spec], Store(tmp_path)).records
     left = {p.name for p in record.folder.iterdir()}
     assert left == {"record.json", "predictions.npy", "model.safetensors"}
 
@@ -274,7 +276,7 @@ def test_out_of_memory_fails_one_run_and_says_what_helps(tmp_path, tiny, forked,
         return run(spec, **options)
 
     monkeypatch.setattr(pool, "run", greedy)
-    out = pool.make(specs, tmp_path, device="cpu", jobs=1, quiet=True)
+    out = pool.make(specs, Store(tmp_path), device="cpu", jobs=1, quiet=True)
     assert list(out.records) == [identity(specs[1])]
     reason = out.failed[identity(specs[0])]
     assert reason.startswith("student resnet8 gamma 20 seed 0: out of memory; fewer --jobs, or a ")
@@ -292,7 +294,7 @@ def test_a_killed_workers_run_goes_on_and_loses_nothing(tmp_path, tiny, forked, 
         return run(spec, **options)
 
     monkeypatch.setattr(pool, "run", struck)
-    out = pool.make(specs, tmp_path / "o", device="cpu", jobs=2, quiet=True)
+    out = pool.make(specs, Store(tmp_path / "o"), device="cpu", jobs=2, quiet=True)
     assert (len(out.records), out.failed, out.left) == (3, {}, [])
     assert not psutil.Process().children()
     sweep(tmp_path / "o")
@@ -308,7 +310,7 @@ def test_a_run_whose_worker_is_always_killed_fails_alone(tmp_path, tiny, forked,
         return run(spec, **options)
 
     monkeypatch.setattr(pool, "run", fatal)
-    out = pool.make(specs, tmp_path, device="cpu", jobs=2, quiet=True)
+    out = pool.make(specs, Store(tmp_path), device="cpu", jobs=2, quiet=True)
     assert {spec.seed for spec in specs if identity(spec) in out.records} == {0, 2}
     assert (
         "its process was killed twice (out of memory? fewer --jobs"
@@ -320,7 +322,7 @@ def test_a_run_whose_worker_is_always_killed_fails_alone(tmp_path, tiny, forked,
 def test_workers_that_all_die_end_the_command(tmp_path, tiny, forked, monkeypatch):
     specs = [tiny(seed=seed, epochs=1) for seed in range(9)]
     monkeypatch.setattr(pool, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    out = pool.make(specs, tmp_path, device="cpu", jobs=1, quiet=True)
+    out = pool.make(specs, Store(tmp_path), device="cpu", jobs=1, quiet=True)
     assert not out.records
     assert len(out.failed) == 2
     assert len(out.left) == 7
