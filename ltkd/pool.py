@@ -26,6 +26,7 @@ from .runs import RunRecord, Store, identity, run
 from .train import Diverged
 
 _STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
+_AT_WORK = threading.Lock()  # held by a worker while it makes a run
 KILLS = 3  # workers killed in a row, after which the cause is taken to lie outside the runs
 
 
@@ -39,7 +40,7 @@ class Outcome:
 
 
 def _enter(stop: Any, parent: int) -> None:
-    """A worker leaves signals to its parent, and does not outlive it."""
+    """A worker leaves signals to its parent, and outlives it for what a checkpoint takes."""
     global _STOP
     _STOP = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -48,6 +49,8 @@ def _enter(stop: Any, parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+        stop.value = 1
+        _AT_WORK.acquire(timeout=5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -56,7 +59,14 @@ def _enter(stop: Any, parent: int) -> None:
 def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what an earlier run of this process kept others may need
-    run(spec, outputs=folder, device=device, data_root=data_root, stop=lambda: bool(_STOP.value))
+    with _AT_WORK:
+        run(
+            spec,
+            outputs=folder,
+            device=device,
+            data_root=data_root,
+            stop=lambda: bool(_STOP.value),
+        )
 
 
 def with_teachers(specs: Sequence[RunSpec]) -> list[RunSpec]:

@@ -40,7 +40,8 @@ METRIC_LOOKS = {"all": ("#222222", "d"), "head": ("#1f3d7a", "o"), "medium": ("#
                 "tail": ("#b0127b", "^")}  # fmt: skip
 DASHES = {"s": "--", "D": "-.", "^": ":"}
 CELLS: dict[str, Any] = {"annot": True, "fmt": ".1f", "cbar": False, "vmin": 0, "linewidths": 1,
-                         "square": True, "annot_kws": {"fontsize": 9}}  # fmt: skip
+                         "square": True, "annot_kws": {"fontsize": 9},
+                         "cmap": sns.light_palette(BLUE, as_cmap=True)}  # fmt: skip
 OVER_SEEDS = "95 % t interval over seeds"
 
 
@@ -335,7 +336,7 @@ def confusion(shares: pd.DataFrame) -> Figure:
     figure, panels = _panels(1, n, height=2.6, sharey=True)
     for axes, (label, part) in zip(panels, shares.groupby("label", sort=False), strict=True):
         grid = part.pivot_table(index="true", columns="predicted", values="share")
-        sns.heatmap(grid.loc[list(GROUPS), list(GROUPS)], ax=axes, cmap="Greys", vmax=130, **CELLS)
+        sns.heatmap(grid.loc[list(GROUPS), list(GROUPS)], ax=axes, vmax=130, **CELLS)
         axes.set(title=fill(str(label), 20), xlabel="", ylabel="")
         axes.tick_params(labelrotation=0, length=0, labelsize=9 if n < 3 else 7.5)
     panels[0].set_ylabel("true group")
@@ -360,12 +361,14 @@ def waterfall(steps: pd.DataFrame) -> Figure:
         _name(axes, text, (right, y), "0.2", (5, 0), va="center", fontweight="normal")
     parts = steps[steps["kind"] == "step"]
     low = min(parts["start"].min(), (parts["start"] + parts["mean"]).min())
-    axes.set_xlim(low - 1.2 * parts["mean"].abs().max(), None)
+    left = max(0.0, low - 1.2 * parts["mean"].abs().max())
+    axes.set_xlim(left, None)
     axes.set_yticks(range(len(steps)), steps["label"])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{steps['metric'].iloc[0]}: test accuracy, % (the axis does not start at 0)")
+    cut = " (the axis does not start at 0)" if left else ""
+    axes.set_xlabel(f"{steps['metric'].iloc[0]}: test accuracy, %{cut}")
     _note(figure, f"bars: paired {OVER_SEEDS}")
     return figure
 
@@ -396,7 +399,7 @@ def heat_map(
     figure, panels = _panels(1, len(metrics), height=2.9, sharey=True)
     for axes, metric in zip(panels, metrics, strict=True):
         grid = runs.pivot_table(index=y, columns=x, values=metric).sort_index(ascending=False)
-        sns.heatmap(grid, ax=axes, cmap="Greys", **CELLS | {"vmin": None})
+        sns.heatmap(grid, ax=axes, **CELLS | {"vmin": None})
         axes.set(title=f"{metric}, %", xlabel=x, ylabel=y if axes is panels[0] else "")
         axes.tick_params(labelrotation=0, length=0)
     _note(figure, "mean over seeds; darker is higher")
