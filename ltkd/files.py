@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import SoftFileLease, Timeout
-from psutil import pid_exists
+from psutil import STATUS_ZOMBIE, NoSuchProcess, Process
 
 ROOT = Path(__file__).resolve().parent.parent
 LEASE = 60.0  # seconds without a heartbeat after which another machine's lock is taken over
@@ -69,7 +69,7 @@ def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
             lock.acquire(timeout=0.5)
             break
         except Timeout:
-            _drop_nameless(path)
+            _drop_dead(path)
             if stop():
                 raise Stopped(f"stopped while another process held {path}") from None
     try:
@@ -78,11 +78,22 @@ def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
         lock.release()
 
 
-def _drop_nameless(path: Path) -> None:
-    """Remove a lock whose owner was killed before it had written its name, an instant's work."""
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has died and is not reaped yet does not."""
+    try:
+        return bool(Process(pid).status() != STATUS_ZOMBIE)
+    except NoSuchProcess:
+        return False
+
+
+def _drop_dead(path: Path) -> None:
+    """Remove a lock whose owner was killed before it had written its name, an instant's work, or is
+    dead and not reaped yet, which filelock takes for alive."""
     with suppress(FileNotFoundError):
-        about = path.stat()
-        if about.st_size == 0 and time.time() - about.st_mtime > LEASE:
+        about, owner = path.stat(), SoftFileLease(path, lease_duration=LEASE).owner
+        nameless = about.st_size == 0 and time.time() - about.st_mtime > LEASE
+        dead = owner and owner.hostname == platform.node() and not alive(owner.pid)
+        if (nameless or dead) and path.stat().st_ino == about.st_ino:
             path.unlink()
 
 
@@ -91,14 +102,15 @@ def sweep(folder: Path) -> None:
     folders. What belongs to a process that lives, here or elsewhere, stays."""
     for path in folder.rglob(".*.part"):
         of = re.search(r"\.(\d+)@(.+)\.\w+\.part$", path.name)
-        if of and of[2] == platform.node() and not pid_exists(int(of[1])):
+        if of and of[2] == platform.node() and not alive(int(of[1])):
             with suppress(OSError):
                 path.unlink()
     for path in folder.rglob("*.lock"):  # to take a lock is to remove it, if its owner is dead
+        _drop_dead(path)
         with suppress(OSError), SoftFileLease(path, lease_duration=LEASE, timeout=0):
             pass
     for path in Path(tempfile.gettempdir()).glob("ltkd-*"):
-        if (of := re.match(r"ltkd-(\d+)-", path.name)) and not pid_exists(int(of[1])):
+        if (of := re.match(r"ltkd-(\d+)-", path.name)) and not alive(int(of[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from psutil import pid_exists
 
 from . import parallel
 from .data import DataError
-from .files import Stopped, cores
+from .files import Stopped, alive, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -331,7 +330,7 @@ def progress_of(store: Store, spec: RunSpec) -> str:
         return ""
     at = f"epoch {now['epoch']}/{now['epochs']}"
     # Another machine's process cannot be seen; its file is then as old as its last epoch.
-    return f"{at}, {_note(now)}" if pid_exists(now["pid"]) else f"stopped after {at}"
+    return f"{at}, {_note(now)}" if alive(now["pid"]) else f"stopped after {at}"
 
 
 def _say(line: str) -> None:

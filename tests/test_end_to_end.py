@@ -229,7 +229,7 @@ def run_all(tab, path):
             return cells
         errors = [o for c in cells for o in c.outputs if o.output_type == "error"]
         assert not errors, errors
-        assert time.monotonic() - began < 90, "cells are still running"
+        assert time.monotonic() - began < 240, "cells are still running"
 
 
 @pytest.mark.parametrize("name", ["03_distillation", "explore"])

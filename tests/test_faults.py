@@ -112,6 +112,19 @@ def test_a_lock_without_a_name_is_dropped_after_a_lease(tmp_path):
         assert path.stat().st_size
 
 
+def test_the_lock_of_a_process_that_is_not_reaped_yet_is_taken_at_once(tmp_path):
+    path = tmp_path / "x.lock"
+    with holder(path, 60, "") as process:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and left a zombie
+        began = time.monotonic()
+        with locked(path):
+            assert time.monotonic() - began < 5
+        path.write_text("")
+        sweep(tmp_path)
+        assert path.exists()  # its owner may be about to write its name
+
+
 def test_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
