@@ -299,6 +299,7 @@ def test_out_of_memory_fails_one_run_and_says_what_helps(tmp_path, tiny, forked,
 
 def test_a_killed_workers_run_goes_on_and_loses_nothing(tmp_path, tiny, forked, monkeypatch):
     specs = [tiny(seed=seed, epochs=1) for seed in range(3)]
+    before = {*psutil.Process().children()}  # other tests' multiprocessing keeps a tracker
 
     def struck(spec, **options):
         if spec.seed == 0 and not (tmp_path / "struck").exists():
@@ -309,7 +310,7 @@ def test_a_killed_workers_run_goes_on_and_loses_nothing(tmp_path, tiny, forked, 
     monkeypatch.setattr(pool, "run", struck)
     out = pool.make(specs, Store(tmp_path / "o"), device="cpu", jobs=2, quiet=True)
     assert (len(out.records), out.failed, out.left) == (3, {}, [])
-    assert not psutil.Process().children()
+    assert {*psutil.Process().children()} <= before
     sweep(tmp_path / "o")
     assert not list(tmp_path.rglob("*.lock"))
 
