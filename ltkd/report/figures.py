@@ -125,7 +125,14 @@ def _end_labels(
     pixel = axes.transData.transform([(x, y) for x, y, _, _ in points])[:, 1]
     low, high = axes.transAxes.transform([(0, 0), (1, 1)])[:, 1]
     moved = _spread(pixel, gap * axes.figure.dpi / 72, low, high)
-    line = {"arrowstyle": "-", "lw": 0.6, "alpha": 0.6, "shrinkB": 4}
+    line = {
+        "arrowstyle": "-",
+        "lw": 0.6,
+        "alpha": 0.6,
+        "shrinkA": 2,
+        "shrinkB": 4,
+        "relpos": (0, 0.5),
+    }
     for (x, y, text, colour), place in zip(points, moved, strict=True):
         axes.annotate(text, (x, y), (1.03, (place - low) / (high - low)), va="center", color=colour,
                       textcoords="axes fraction", fontsize=9, annotation_clip=False,
