@@ -217,10 +217,9 @@ def study_of(arguments: Sequence[str]) -> "Study":
 
 
 def _runs(study: "Study", names: Sequence[str], file: Path) -> list[RunSpec]:
-    from .pool import with_teachers
     from .runs import identity
 
-    known = {identity(spec): spec for spec in with_teachers([spec for _, spec in study.specs()])}
+    known = {identity(spec): spec for spec in study.runs()}
     for name in names:
         if name not in known:
             raise ParameterError(
@@ -384,11 +383,11 @@ def _data(given: argparse.Namespace) -> int:
 
 def _status(given: argparse.Namespace) -> int:
     study, _ = _study(given)
-    from .pool import progress_of, with_teachers
+    from .pool import progress_of
     from .report.build import fresh
     from .runs import identity
 
-    specs = with_teachers([spec for _, spec in study.specs()])
+    specs = study.runs()
     missing = [spec for spec in specs if not study.store.get(spec)]
     if given.ids:
         for spec in missing:

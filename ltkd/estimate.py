@@ -120,7 +120,7 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     """Line by line: what is there and left, what was measured, what it comes to."""
     p, device = study.parameters, pick_device(study.parameters.device)
     variants = {identity(spec): variant for variant, spec in reversed(study.specs())}
-    specs = {identity(spec): spec for spec in pool.with_teachers([s for _, s in study.specs()])}
+    specs = {identity(spec): spec for spec in study.runs()}
     left = {name: spec for name, spec in specs.items() if not study.store.get(spec)}
     there = len(specs) - len(left)
     yield f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}"

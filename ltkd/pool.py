@@ -127,7 +127,7 @@ def make(
     pool = workers()
     with ExitStack() as stack:
         advance = stack.enter_context(_display(store, lambda: [*flying.values()], len(todo), quiet))
-        stack.callback(lambda: close())
+        stack.callback(close)
         stack.callback(setattr, halt, "value", 1)
         while todo or flying:
             if broken and not flying:

@@ -192,6 +192,10 @@ class Study:
             ]
         return [("", self._spec(at, "ltkd", groups=n)) for at in grid for n in p.group_counts]
 
+    def runs(self) -> list[RunSpec]:
+        """Every run of the study once, teachers first."""
+        return pool.with_teachers([spec for _, spec in self.specs()])
+
     def _items(self, part: str) -> list[tuple[str, RunSpec]]:
         """The part's specs once each: a student without a teacher stands in several pairs."""
         once = {(variant, pool.identity(spec)): spec for variant, spec in self.specs(part)}
@@ -399,9 +403,7 @@ class Study:
     def inputs(self, notebook: str) -> str:
         """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
-        records = [
-            self.store.get(spec) for spec in pool.with_teachers([s for _, s in self.specs()])
-        ]
+        records = [self.store.get(spec) for spec in self.runs()]
         return files.sha256(files.canonical([
             files.sha256(source) if source.exists() else "", files.library_sha256(),
             self.parameters.model_dump(exclude={"data_root", "device"}),
@@ -425,7 +427,6 @@ class Study:
     def _repr_html_(self) -> str:
         p, recipe = self.parameters, RECIPES[self.parameters.dataset]
         epochs = p.epochs or recipe.epochs
-        runs = pool.with_teachers([spec for _, spec in self.specs()])
         return _table({
             "Study": self.name,
             "Data": f"{self.data().title}, imbalance factor "
@@ -434,7 +435,7 @@ class Study:
             "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, "
                         f"peak rate {p.lr or recipe.lr:g}, {p.schedule}, {p.precision}",
             "Seeds": ", ".join(str(seed) for seed in p.seeds),
-            "Runs": f"{len(runs)} in all parts",
+            "Runs": f"{len(self.runs())} in all parts",
         })  # fmt: skip
 
 

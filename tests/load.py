@@ -74,7 +74,7 @@ def measure(runs, folder):
     pool.ProcessPoolExecutor = AtOnce(small.store, record)
     small.make(quiet=True)
     report(small)
-    wall, ms, count = {}, {}, len(pool.with_teachers([s for _, s in study(folder, runs).specs()]))
+    wall, ms, count = {}, {}, len(study(folder, runs).runs())
 
     def timed(phase, work):
         began, worked = time.perf_counter(), time.process_time()
@@ -82,7 +82,7 @@ def measure(runs, folder):
         ms[phase] = 1e3 * (time.process_time() - worked) / count
         wall[phase] = 1e3 * (time.perf_counter() - began) / count
 
-    timed("expand", lambda: pool.with_teachers([spec for _, spec in study(folder, runs).specs()]))
+    timed("expand", lambda: study(folder, runs).runs())
     first, second = study(folder, runs), study(folder, runs)
     pool.ProcessPoolExecutor = AtOnce(first.store, record)
     before = megabytes()
