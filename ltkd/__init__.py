@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .params import RunSpec as RunSpec
     from .params import StudyParameters as StudyParameters
     from .runs import RunRecord as RunRecord
+    from .runs import load_model as load_model
     from .runs import run as run
     from .study import Study as Study
 
@@ -25,7 +26,7 @@ _HOME = {
     "groups": ("class_groups", "threshold_groups"),
     "losses": ("Decomposition", "LTKDLoss", "decompose"),
     "params": ("RunSpec", "StudyParameters"),
-    "runs": ("RunRecord", "run"),
+    "runs": ("RunRecord", "load_model", "run"),
     "study": ("Study",),
 }
 

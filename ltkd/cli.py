@@ -145,6 +145,10 @@ def _arguments() -> argparse.ArgumentParser:
     again.add_argument("--jobs", type=_jobs, default=None, help="as in ltkd run")
     override(again)
     where(again)
+    card = add("card", "a study's best student as a file of its own, with a model card", _card)
+    card.add_argument("parameters", type=Path, help="parameter file of a study that is there")
+    override(card)
+    where(card, work=False)
     data = add("data", "get or check a data set", _data)
     data.add_argument("action", choices=("prepare", "check"))
     data.add_argument("set", type=_set, help=f"{', '.join(SETS)}, or a parameter file")
@@ -354,6 +358,14 @@ def _reproduce(given: argparse.Namespace) -> int:
                 f"expected {gap.low:.2f} to {gap.high:.2f}: {'inside' if good else 'OUTSIDE'}"
             )
     return 0 if inside else 1
+
+
+def _card(given: argparse.Namespace) -> int:
+    study, _ = _study(given)
+    from .report.card import write_card
+
+    print(write_card(study))
+    return 0
 
 
 def _data(given: argparse.Namespace) -> int:

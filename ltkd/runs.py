@@ -193,10 +193,31 @@ class Store:
         if record is None or files.sha256(data) != record.values.get("model_sha256"):
             raise ValueError(f"{path}: does not match the sha256 in its record; remove "
                              f"{self.run_folder(spec)} and run the spec again")  # fmt: skip
-        state = {k: v.float() for k, v in load_tensors(data).items()}
-        model = create_model(spec.student, len(state["fc.weight"]))
-        model.load_state_dict(state)
-        return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return _network(spec.student, data)
+
+
+def _network(name: str, data: bytes) -> nn.Module:
+    """The network ``name`` with the weights of a safetensors file's bytes."""
+    state = {k: v.float() for k, v in load_tensors(data).items()}
+    model = create_model(name, len(state["fc.weight"]))
+    model.load_state_dict(state)
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """A trained network of the study from its file alone, fp32, in evaluation mode.
+
+    It takes normalised images [B, 3, H, W] and returns logits [B, C]. Every model.safetensors and
+    teachers/<id>.safetensors names its network in its header. Raises FileNotFoundError, and
+    ValueError where the file is not one of those.
+    """
+    data = Path(path).read_bytes()
+    try:
+        size = int.from_bytes(data[:8], "little")
+        spec = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["spec"])
+        return _network(spec["student"], data)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a network that ltkd saved, or damaged ({error})") from error
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ltkd import Study, cli, params
+from ltkd import Study, cli, load_model, params
 from ltkd.report import tables
 
 SPEC = """dataset: digits
@@ -257,6 +257,39 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     assert "expected 98.00 to 100.00: OUTSIDE" in capsys.readouterr().out
     assert cli.main(["reproduce", str(path), "kdd", "--outputs", str(tmp_path)]) == 2
     assert "kdd: no row of tiny. Did you mean 'kd'?" in capsys.readouterr().err
+
+
+def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "two.yaml"
+    path.write_text(TINY.replace("[0]", "[1, 0]") + "methods: [student, kd, ltkd]\n")
+    again = ["card", str(path), "--outputs", "outputs"]
+    assert cli.main(again) == 2
+    assert "tiny: no method has all its 2 seeds" in capsys.readouterr().err
+    study = Study(outputs=tmp_path / "outputs", **params.load_parameters(path).model_dump())
+    study.make(quiet=True)
+    assert cli.main(again) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/outputs/tiny/best/README.md\n"
+    card = (tmp_path / "outputs/tiny/best/README.md").read_text()
+    rows = study.results("distillation").groupby("label", sort=False)
+    best = rows["all"].mean().idxmax()
+    assert f"resnet8, {best}: Digits-LT" in card
+    own = rows.get_group(best).query("seed == 0").iloc[0]
+    assert f"| this network | {own['all']:.1f} | {own['head']:.1f} |" in card
+    lines = card.split("```python\n")[1].split("```")[0]
+    assert len(lines.splitlines()) == 4
+    images, there = study.data().test_images / 255, {}
+    exec(lines, {"images": images}, there)
+    assert (
+        there["logits"].argmax(1).tolist() == study.predictions("distillation")[own["run"]].tolist()
+    )
+    weights = study.folder / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="not a network that ltkd saved, or damaged"):
+        load_model(weights)
+    (study.folder / "runs" / own["run"] / "model.safetensors").unlink()
+    assert cli.main(again) == 1
+    assert "model.safetensors" in capsys.readouterr().err
 
 
 def test_data_check_digits(capsys):

@@ -34,9 +34,14 @@ QUESTIONS = (
     ("Does LTKD beat KD at the same outer weights?", "ltkd", "kd_ce1"),
     ("... KD from a logit-adjusted teacher?", "ltkd", "kd_adjusted"),
     ("... balanced softmax, which needs no teacher?", "ltkd", "balanced_softmax"),
-    ("Does LTKD add to balanced softmax?", "balanced_softmax_ltkd", "balanced_softmax"),
+    ("Does a teacher add to balanced softmax: plain KD?", "balanced_softmax_kd",
+     "balanced_softmax"),
+    ("... KD from a logit-adjusted teacher?", "balanced_softmax_kd_adjusted", "balanced_softmax"),
+    ("... KD in the teacher's biased space?", "balanced_softmax_kd_biased", "balanced_softmax"),
+    ("... LTKD?", "balanced_softmax_ltkd", "balanced_softmax"),
     ("... more than KD from an adjusted teacher does?", "balanced_softmax_ltkd",
      "balanced_softmax_kd_adjusted"),
+    ("Balanced softmax and a teacher, against LTKD?", "balanced_softmax_kd_biased", "ltkd"),
 )  # fmt: skip
 
 
