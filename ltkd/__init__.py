@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .adjust import adjust_logits as adjust_logits
     from .groups import class_groups as class_groups
     from .groups import threshold_groups as threshold_groups
     from .losses import Decomposition as Decomposition
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .study import Study as Study
 
 _HOME = {
+    "adjust": ("adjust_logits",),
     "groups": ("class_groups", "threshold_groups"),
     "losses": ("Decomposition", "LTKDLoss", "decompose"),
     "params": ("RunSpec", "StudyParameters"),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
+from .adjust import TAUS, adjusted_counts
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .methods import ABLATIONS, METHODS, Args
 from .notebooks import MANIFEST
@@ -315,6 +316,24 @@ class Study:
                 )
                 rows.append(name | losses | seen)
         return pd.DataFrame(rows)
+
+    def adjusted(self, part: str) -> pd.DataFrame:
+        """A row a run and tau of ``adjust.TAUS``: accuracies with the prior taken out afterwards.
+
+        as_trained marks the tau at which the logits are as the loss left them. Runs whose network
+        is not kept here are left out.
+        """
+        rows = []
+        for variant, record in self._records(part):
+            correct = adjusted_counts(self.store, record, self.data(record.spec.gamma))
+            about, own = self._row(variant, record), METHODS[record.spec.method].balanced
+            name = {k: about[k] for k in ("run", "pair", "method", "label", "ours", "seed")}
+            for tau, right in zip(TAUS, correct if correct is not None else (), strict=False):
+                where = {"tau": tau, "as_trained": tau == float(own)}
+                rows.append(name | where | self._accuracies(record, right))
+        columns = ["run", "pair", "method", "label", "ours", "seed", "tau", "as_trained",
+                   "all", "head", "medium", "tail"]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:
         """Class ids of the test images [N] at the last epoch, by run."""

@@ -42,6 +42,12 @@ QUESTIONS = (
     ("... more than KD from an adjusted teacher does?", "balanced_softmax_ltkd",
      "balanced_softmax_kd_adjusted"),
     ("Balanced softmax and a teacher, against LTKD?", "balanced_softmax_kd_biased", "ltkd"),
+    ("Prior removed after training: what does it bring?", "kd_ce1_removed", "kd_ce1"),
+    ("... against the student alone, so treated?", "kd_ce1_removed", "student_removed"),
+    ("... against LTKD as it is?", "kd_ce1_removed", "ltkd"),
+    ("... LTKD so treated, against it?", "ltkd_removed", "kd_ce1_removed"),
+    ("... against balanced softmax?", "kd_ce1_removed", "balanced_softmax"),
+    ("... and with a teacher?", "kd_ce1_removed", "balanced_softmax_kd_biased"),
 )  # fmt: skip
 
 
@@ -138,7 +144,7 @@ def questions(runs: pd.DataFrame) -> pd.DataFrame:
 def headline(setting: Setting, runs: pd.DataFrame) -> Markdown:
     """The study in one sentence: LTKD against KD and against the simplest corrections."""
     parts = []
-    for worse in ("kd", "kd_adjusted", "balanced_softmax"):
+    for worse in ("kd", "kd_adjusted", "balanced_softmax", "kd_removed"):
         gaps = paired(runs, worse)
         tail, whole = (interval_of(gaps, method="ltkd", metric=m) for m in ("tail", "all"))
         if tail.n:

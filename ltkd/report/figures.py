@@ -399,6 +399,35 @@ def trade_off(summary: pd.DataFrame) -> Figure:
 
 
 @styled
+def frontier(adjusted: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """Head against tail while the prior is taken out of finished students, a curve a method.
+
+    Filled: as trained; hollow: tau = 1. ``methods`` are in colour, the others grey.
+    """
+    figure, (axes,) = _panels(height=3.8)
+    ends = []
+    for method, part in adjusted.groupby("method", sort=False):
+        course = part.groupby("tau")[["head", "tail"]].mean()
+        if method not in methods:
+            axes.plot(course["head"], course["tail"], color="0.85", lw=1, zorder=1)
+            continue
+        colour, marker = look(str(method))
+        axes.plot(course["head"], course["tail"], DASHES.get(marker, "-"), color=colour, lw=1.5)
+        stands = float(part.loc[part["as_trained"], "tau"].iloc[0])
+        x, y = course.loc[1.0].to_numpy(dtype=float).tolist()
+        own = course.loc[stands]
+        axes.plot(own["head"], own["tail"], marker, color=colour)
+        axes.plot(x, y, marker, color=colour, mfc="white", mew=1.4)
+        ends.append((x, y, str(part["label"].iloc[0]), colour))
+    axes.set(xlabel="head classes, %", ylabel="tail classes, %")
+    _note(
+        figure, "mean over seeds; filled: as trained; hollow: prior removed; lines: τ from 0 to 2"
+    )
+    _end_labels(axes, ends)
+    return figure
+
+
+@styled
 def heat_map(
     runs: pd.DataFrame, x: str, y: str, metrics: Sequence[str] = ("all", "tail")
 ) -> Figure:

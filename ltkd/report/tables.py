@@ -32,6 +32,8 @@ LABELS = {name: method.label for name, method in METHODS.items()} | {
     "cross_biased": "cross, biased", "cross_rebalanced": "cross, rebalanced",
     "within_only": "within only", "cross_and_within": "cross + within (LTKD)"}  # fmt: skip
 
+REMOVED = ", prior removed"  # the name of a method whose students are adjusted afterwards
+LABELS |= {f"{name}_removed": method.label + REMOVED for name, method in METHODS.items()}
 OURS = {method.label for method in METHODS.values() if method.ours}
 
 
@@ -166,7 +168,7 @@ def paired(
 
 def marked(label: str) -> str:
     """A row's label; methods that the paper does not have say so."""
-    return f"{label} (ours)" if label in OURS else label
+    return f"{label} (ours)" if label in OURS or label.endswith(REMOVED) else label
 
 
 def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
@@ -244,6 +246,30 @@ def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> M
     rows = differences[differences["metric"].isin(metrics or METRICS)].to_dict("records")
     lines = "\n".join(f"- {sentence(row, claim)}" for row in rows)
     return Markdown(lines or "*Not tested here: the study has no such runs.*")
+
+
+def prior_removed(adjusted: pd.DataFrame) -> pd.DataFrame:
+    """Of ``Study.adjusted`` the rows at tau = 1, as methods of their own: *_removed.
+
+    Students of balanced softmax are left out: at tau = 1 they stand as they are trained.
+    """
+    rows = adjusted[(adjusted["tau"] == 1) & ~adjusted["as_trained"]]
+    return rows.assign(method=rows["method"] + "_removed", label=rows["label"] + REMOVED, ours=True)
+
+
+def joined(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a setting and, as further methods, the same with the prior removed."""
+    return pd.concat([runs, prior_removed(adjusted)], ignore_index=True)
+
+
+def after_training(adjusted: pd.DataFrame) -> pd.DataFrame:
+    """A row a method: all classes as trained, then all and each group with the prior removed."""
+    rows: dict[str, dict[str, str]] = {}
+    for label, part in adjusted.groupby("label", sort=False):
+        as_trained, one = part[part["as_trained"]], part[part["tau"] == 1]
+        row = {"all, as trained": t_interval(as_trained["all"]).plus_minus()}
+        rows[marked(str(label))] = row | {m: t_interval(one[m]).plus_minus() for m in METRICS}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def bootstrap(

@@ -57,6 +57,23 @@ def test_figures_of_few_and_many_methods(names, seeds):
             assert METHODS[name].label in texts(figure).replace("\n", " ")
 
 
+def test_the_frontier_marks_where_a_method_stands():
+    parts = [runs(["kd", "dkd", "balanced_softmax"]).assign(tau=tau) for tau in (0.0, 1.0, 2.0)]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["head"] -= 9 * frame["tau"]
+    frame["as_trained"] = frame["tau"] == (frame["method"] == "balanced_softmax")
+    axes = figures.frontier(frame, ["kd", "balanced_softmax"]).axes[0]
+    curve, own, one = axes.lines[:3]
+    mean = frame[frame["method"] == "kd"].groupby("tau")[["head", "tail"]].mean()
+    np.testing.assert_allclose(curve.get_xydata(), mean)
+    np.testing.assert_allclose(own.get_xydata(), mean.loc[[0.0]])
+    np.testing.assert_allclose(one.get_xydata(), mean.loc[[1.0]])
+    assert one.get_markerfacecolor() == "white"
+    assert to_hex(axes.lines[3].get_color()) == to_hex("0.85")
+    own, one = axes.lines[5:]
+    np.testing.assert_allclose(own.get_xydata(), one.get_xydata())
+
+
 def test_a_method_has_one_colour():
     frame = runs(["kd", "ltkd"])
     curves = pd.concat([frame.assign(epoch=epoch) for epoch in (1, 2)])

@@ -277,6 +277,34 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     assert tests.query("claim == 3")["points"].item().startswith("−4.9")
 
 
+def adjusted() -> pd.DataFrame:
+    """KD gains 4 points on every metric at tau = 1; balanced softmax stands there as trained."""
+    parts = [
+        runs({"kd": [50.0, 52.0]}, tau=0.0, as_trained=True, label="KD"),
+        runs({"kd": [54.0, 56.0]}, tau=1.0, as_trained=False, label="KD"),
+        runs({"balanced_softmax": [55.0, 55.0]}, tau=1.0, as_trained=True, label="BS"),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_prior_removed_is_a_method_of_its_own():
+    rows = tables.prior_removed(adjusted())
+    assert set(rows["method"]) == {"kd_removed"}
+    assert rows["all"].tolist() == [54.0, 56.0]
+    both = tables.joined(runs({"kd_ce1": [50.0, 52.0], "ltkd": [53.0, 53.0]}), adjusted().replace(
+        {"method": {"kd": "kd_ce1"}}))  # fmt: skip
+    row = claims.questions(both).loc["KD, weights 1 and 1, prior removed (ours) − LTKD"]
+    assert row["tail"].startswith("+2.0 [")
+    assert "**LTKD − KD, prior removed**" not in claims.headline("s", both).data
+
+
+def test_what_stands_after_training():
+    table = tables.after_training(adjusted())
+    assert table.loc["KD", "all, as trained"].startswith("51.0 ± ")
+    assert table.loc["KD", "tail"].startswith("55.0 ± ")
+    assert table.loc["BS", "all, as trained"] == table.loc["BS", "all"]
+
+
 def test_questions_name_what_did_not_run():
     table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
     assert table.index[0] == "KD, weights 1 and 1 (ours) − KD"

@@ -1,0 +1,66 @@
+"""Post-hoc logit adjustment: the class prior taken out of a student that is already trained.
+
+Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, section 4.1: cross-entropy on a
+long tail learns p(y) p(x | y), so that on a balanced test set argmax z - tau log pi is the better
+answer, at tau = 1 the consistent one. It needs no training, and it is a rival of every loss that
+corrects the same bias while training.
+"""
+
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import files
+from .data import LongTailed
+from .methods import METHODS
+from .runs import RunRecord, Store
+from .train import predict
+
+TAUS = tuple(k / 4 for k in range(9))  # 0 to 2
+
+
+def adjust_logits(logits: Tensor, counts: Tensor, tau: float = 1.0) -> Tensor:
+    """logits [B, C] - tau log pi, with pi = counts / sum(counts) of the training images [C].
+
+    tau  0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
+    Raises ValueError where a class has no image: its prior has no logarithm.
+    """
+    if (counts < 1).any():
+        empty = (counts < 1).nonzero().flatten().tolist()
+        raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
+    prior = (counts.double() / counts.sum()).log().to(logits.device)
+    return logits - (tau * prior).to(logits.dtype)
+
+
+def adjusted_counts(store: Store, record: RunRecord, data: LongTailed) -> np.ndarray | None:
+    """Correct test images a class at each of TAUS, [T, C]; None where the network is not kept.
+
+    tau counts from the biased space for every method alike: a student that balanced softmax has
+    trained stands at tau = 1 as it is. What was computed once lies beside the record.
+    """
+    path = record.folder / "adjusted.json"
+    about = {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
+    try:
+        kept = json.loads(path.read_text())
+        sealed = kept.pop("sha256") == files.sha256(files.canonical(kept))
+        if sealed and {key: kept[key] for key in about} == about:
+            return np.asarray(kept["correct"])
+        print(f"{path}: damaged, or of other settings; made anew", flush=True)
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, AttributeError, TypeError):
+        print(f"{path}: damaged; made anew", flush=True)
+    spec = record.spec
+    if not store.model_path(spec).exists() or (data.counts < 1).any():
+        return None
+    logits = predict(store.load_model(spec), data, data.test_images, spec)
+    own, labels = float(METHODS[spec.method].balanced), data.test_labels
+    right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
+             for tau in TAUS]  # fmt: skip
+    correct = torch.stack([one.bincount(minlength=len(data.counts)) for one in right])
+    values = about | {"correct": correct.tolist()}
+    sealed_values = values | {"sha256": files.sha256(files.canonical(values))}
+    files.write_atomic(path, json.dumps(sealed_values) + "\n")
+    return correct.numpy()

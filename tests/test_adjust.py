@@ -1,0 +1,101 @@
+"""The prior taken out afterwards: against Bayes' rule, literal loops, and the records."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ltkd import Study, adjust_logits
+from ltkd.adjust import TAUS, adjusted_counts
+from ltkd.methods import METHODS
+
+SMALL = {"methods": ["student", "kd", "balanced_softmax", "balanced_softmax_kd_biased"],
+         "seeds": [0], "epochs": 3, "ablations": [], "group_counts": [],
+         "pairs": ["resnet20-resnet8"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = Study(outputs=tmp_path_factory.mktemp("outputs"), name="small", **SMALL)
+    study.make(jobs=2, quiet=True)
+    return study
+
+
+def records(study):
+    return {spec.method: study.store.get(spec) for _, spec in study.specs("distillation")}
+
+
+def test_bayes_rule_is_undone_exactly():
+    # Logits of the posterior under a long-tailed prior; without it, that of equal priors.
+    rng = np.random.default_rng(0)
+    counts, likelihood = np.array([500, 50, 5]), rng.random((20, 3))
+    posterior = likelihood * counts / (likelihood * counts).sum(1, keepdims=True)
+    logits = torch.tensor(np.log(posterior) + rng.normal(size=(20, 1)))
+    balanced = likelihood / likelihood.sum(1, keepdims=True)
+    found = adjust_logits(logits, torch.tensor(counts)).softmax(1)
+    np.testing.assert_allclose(found, balanced, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_adjusted_logits_against_a_loop(tau, dtype):
+    logits, counts = torch.randn(4, 3, dtype=dtype), torch.tensor([90, 9, 1])
+    found = adjust_logits(logits, counts, tau)
+    assert found.dtype == dtype
+    for row in range(4):
+        for c, n in enumerate((90, 9, 1)):
+            expected = logits[row, c].item() - tau * math.log(n / 100)
+            near = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.05}[dtype]
+            assert found[row, c].item() == pytest.approx(expected, abs=near)
+
+
+def test_a_class_without_an_image_has_no_prior():
+    with pytest.raises(ValueError, match=r"classes \[1\] have no image"):
+        adjust_logits(torch.zeros(2, 3), torch.tensor([5, 0, 1]))
+
+
+def test_each_method_stands_where_its_loss_left_it(study):
+    frame = study.adjusted("distillation")
+    assert len(frame) == len(TAUS) * len(SMALL["methods"])
+    for method, record in records(study).items():
+        own = frame[(frame["method"] == method) & frame["as_trained"]]
+        assert own["tau"].tolist() == [float(METHODS[method].balanced)]
+        about, right = study.data(), record.correct()
+        assert own["all"].item() == pytest.approx(100 * right.sum() / len(about.test_labels))
+
+
+def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):
+    data, model_of = study.data(), study.store.load_model
+    counts = [int(n) for n in data.counts]
+    for method, record in records(study).items():
+        x = data.normalise(data.test_images)
+        with torch.inference_mode():
+            logits = model_of(record.spec)(x).tolist()
+        for row, tau in zip(adjusted_counts(study.store, record, data), TAUS, strict=True):
+            shift = tau - METHODS[method].balanced
+            right = [0] * len(counts)
+            for z, label in zip(logits, data.test_labels.tolist(), strict=True):
+                scores = [z[c] - shift * math.log(n / sum(counts)) for c, n in enumerate(counts)]
+                right[label] += scores.index(max(scores)) == label
+            assert abs(np.array(right) - row).sum() <= 1, (method, tau)  # a tie in fp32 may fall
+
+
+def test_what_was_computed_once_is_read_and_damage_is_not(study, capsys):
+    data, record = study.data(), records(study)["kd"]
+    first = adjusted_counts(study.store, record, data)
+    path, model = record.folder / "adjusted.json", study.store.model_path(record.spec)
+    weights, text = model.read_bytes(), path.read_text()
+    model.unlink()
+    assert (adjusted_counts(study.store, record, data) == first).all()  # no network needed
+    kept = json.loads(text)
+    kept["correct"][0][0] += 1
+    for damage in (json.dumps(kept), text[:-9], "[]", "{}", "3"):
+        path.write_text(damage)
+        assert adjusted_counts(study.store, record, data) is None
+        assert f"{path}: damaged" in capsys.readouterr().out
+    assert "kd" not in set(study.adjusted("distillation")["method"])
+    model.write_bytes(weights)
+    assert (adjusted_counts(study.store, record, data) == first).all()
+    assert path.read_text() == text
