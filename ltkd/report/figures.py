@@ -405,7 +405,7 @@ def frontier(adjusted: pd.DataFrame, methods: Sequence[str]) -> Figure:
     Filled: as trained; hollow: tau = 1. ``methods`` are in colour, the others grey.
     """
     figure, (axes,) = _panels(height=3.8)
-    ends = []
+    ends: list[tuple[float, float, str, str]] = []
     for method, part in adjusted.groupby("method", sort=False):
         course = part.groupby("tau")[["head", "tail"]].mean()
         if method not in methods:
@@ -414,7 +414,7 @@ def frontier(adjusted: pd.DataFrame, methods: Sequence[str]) -> Figure:
         colour, marker = look(str(method))
         axes.plot(course["head"], course["tail"], DASHES.get(marker, "-"), color=colour, lw=1.5)
         stands = float(part.loc[part["as_trained"], "tau"].iloc[0])
-        x, y = course.loc[1.0].to_numpy(dtype=float).tolist()
+        x, y = (part.loc[part["tau"] == 1, side].mean() for side in ("head", "tail"))
         own = course.loc[stands]
         axes.plot(own["head"], own["tail"], marker, color=colour)
         axes.plot(x, y, marker, color=colour, mfc="white", mew=1.4)
