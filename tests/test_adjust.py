@@ -99,3 +99,25 @@ def test_what_was_computed_once_is_read_and_damage_is_not(study, capsys):
     model.write_bytes(weights)
     assert (adjusted_counts(study.store, record, data) == first).all()
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("corrected", "plain"),
+    [("balanced_softmax", "student"), ("balanced_softmax_kd_biased", "kd_ce1")],
+)
+def test_a_corrected_loss_is_the_plain_one_with_a_shifted_classifier(corrected, plain):
+    # CE(z + log n) and KD(z + log pi) depend on z + log pi alone: what a bias of log pi in the
+    # last layer would give. So the prior may as well be taken out when training is over.
+    torch.manual_seed(0)
+    counts, targets = [90, 9, 1], torch.tensor([0, 0, 1, 2])
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    teacher, found = torch.randn(4, 3, dtype=torch.float64), []
+    prior = (torch.tensor(counts, dtype=torch.float64) / sum(counts)).log()
+    for name, shift in ((corrected, 0.0), (plain, prior)):
+        objective = METHODS[name].build(METHODS[name].args, counts).double()
+        z = logits + shift
+        given = (z, teacher) if METHODS[name].loss else (None, None)
+        loss = torch.stack(objective(z, *given, targets))
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), logits)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
