@@ -323,16 +323,15 @@ class Study:
         as_trained marks the tau at which the logits are as the loss left them. Runs whose network
         is not kept here are left out.
         """
-        rows = []
+        rows, same = [], ["run", "pair", "method", "label", "ours", "variant", "seed"]
         for variant, record in self._records(part):
             correct = adjusted_counts(self.store, record, self.data(record.spec.gamma))
             about, own = self._row(variant, record), METHODS[record.spec.method].balanced
-            name = {k: about[k] for k in ("run", "pair", "method", "label", "ours", "seed")}
+            name = {k: about[k] for k in same}
             for tau, right in zip(TAUS, correct if correct is not None else (), strict=False):
                 where = {"tau": tau, "as_trained": tau == float(own)}
                 rows.append(name | where | self._accuracies(record, right))
-        columns = ["run", "pair", "method", "label", "ours", "seed", "tau", "as_trained",
-                   "all", "head", "medium", "tail"]  # fmt: skip
+        columns = [*same, "tau", "as_trained", "all", "head", "medium", "tail"]
         return pd.DataFrame(rows, columns=columns)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:

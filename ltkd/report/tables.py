@@ -262,10 +262,10 @@ def joined(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([runs, prior_removed(adjusted)], ignore_index=True)
 
 
-def after_training(adjusted: pd.DataFrame) -> pd.DataFrame:
-    """A row a method: all classes as trained, then all and each group with the prior removed."""
+def after_training(adjusted: pd.DataFrame, by: str = "label") -> pd.DataFrame:
+    """A row a method (or variant): all classes as trained, then everything, the prior removed."""
     rows: dict[str, dict[str, str]] = {}
-    for label, part in adjusted.groupby("label", sort=False):
+    for label, part in adjusted.groupby(by, sort=False):
         as_trained, one = part[part["as_trained"]], part[part["tau"] == 1]
         row = {"all, as trained": t_interval(as_trained["all"]).plus_minus()}
         rows[marked(str(label))] = row | {m: t_interval(one[m]).plus_minus() for m in METRICS}
