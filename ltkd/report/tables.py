@@ -272,6 +272,25 @@ def after_training(adjusted: pd.DataFrame, by: str = "label") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
+    """Whether a method's curve lies above the reference's: ``paired`` differences at one height.
+
+    In each seed every curve is read, between its values of tau, where its head accuracy is that
+    of the reference with the prior removed. No tau is chosen. Curves that do not reach it are
+    left out.
+    """
+    one = adjusted[(adjusted["method"] == reference) & (adjusted["tau"] == 1)]
+    height, rows = one.set_index("seed")["head"], []
+    for key, part in adjusted[adjusted["seed"].isin(height.index)].groupby("run", sort=False):
+        course, about = part.sort_values("head"), part.iloc[0]
+        at = height[about["seed"]]
+        if course["head"].iloc[0] <= at <= course["head"].iloc[-1]:
+            read = {m: np.interp(at, course["head"], course[m]) for m in METRICS}
+            rows.append({"run": key, **about[["method", "ours", "seed"]], **read})
+    frame = pd.DataFrame(rows, columns=["run", "method", "ours", "seed", *METRICS])
+    return paired(frame, reference, metrics=("all", "medium", "tail"))
+
+
 def bootstrap(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:

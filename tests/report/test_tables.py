@@ -305,6 +305,32 @@ def test_what_stands_after_training():
     assert table.loc["BS", "all, as trained"] == table.loc["BS", "all"]
 
 
+def test_curves_are_compared_at_one_height():
+    # Head falls 10 a unit of tau in all; KD (1, 1) reaches 60 at tau = 1, where its tail is 30;
+    # LTKD, 5 lower on the head, is there at tau = 0.5 with 25 + 4; DKD never comes so low.
+    rows = []
+    for method, head, tail, slope in (
+        ("kd_ce1", 70, 20, 10),
+        ("ltkd", 65, 25, 8),
+        ("dkd", 90, 0, 0),
+    ):
+        for tau in (0.0, 1.0, 2.0):
+            values = {
+                "head": head - 10 * tau,
+                "tail": tail + slope * tau,
+                "medium": 40.0,
+                "all": 0.0,
+            }
+            rows += [{"run": f"{method}{seed}", "method": method, "ours": False, "seed": seed,
+                      "tau": tau, **values} for seed in (0, 1)]  # fmt: skip
+    gaps = tables.at_equal_head(pd.DataFrame(rows))
+    assert set(gaps["method"]) == {"ltkd"}
+    found = gaps.set_index("metric")["mean"]
+    assert found.to_dict() == pytest.approx({"all": 0, "medium": 0, "tail": -1})
+    assert set(gaps["n"]) == {2}
+    assert tables.at_equal_head(pd.DataFrame(rows), "kd").empty
+
+
 def test_questions_name_what_did_not_run():
     table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
     assert table.index[0] == "KD, weights 1 and 1 (ours) − KD"
