@@ -293,7 +293,9 @@ def test_the_prior_removed_is_a_method_of_its_own():
     assert rows["all"].tolist() == [54.0, 56.0]
     both = tables.joined(runs({"kd_ce1": [50.0, 52.0], "ltkd": [53.0, 53.0]}), adjusted().replace(
         {"method": {"kd": "kd_ce1"}}))  # fmt: skip
-    row = claims.questions(both).loc["KD, weights 1 and 1, prior removed (ours) − LTKD"]
+    row = claims.questions(both, claims.AFTER).loc[
+        "KD, weights 1 and 1, prior removed (ours) − LTKD"
+    ]
     assert row["tail"].startswith("+2.0 [")
     assert "**LTKD − KD, prior removed**" not in claims.headline("s", both).data
 
