@@ -122,7 +122,9 @@ def _arguments() -> argparse.ArgumentParser:
     run = add("run", "make a study's runs side by side, then its reports", _run)
     run.add_argument("parameters", type=Path, help="parameter file, such as params/quick.yaml")
     part = run.add_mutually_exclusive_group()
-    part.add_argument("--only", help="of the reports only this one, by its number: 03")
+    part.add_argument(
+        "--only", help="of the reports only this one, by its number: 03; all runs are made"
+    )
     part.add_argument(
         "--run", action="append", metavar="ID",
         help="only this run of the study (after its teacher), no report; may stand repeatedly",
