@@ -7,6 +7,7 @@ corrects the same bias while training.
 """
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from .train import predict
 TAUS = tuple(k / 4 for k in range(9))  # 0 to 2
 
 
-def adjust_logits(logits: Tensor, counts: Tensor, tau: float = 1.0) -> Tensor:
+def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1.0) -> Tensor:
     """logits [B, C] - tau log pi, with pi = counts / sum(counts) of the training images [C].
 
     tau  0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
     Raises ValueError where a class has no image: its prior has no logarithm.
     """
+    counts = torch.as_tensor(counts)
     if (counts < 1).any():
         empty = (counts < 1).nonzero().flatten().tolist()
         raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")

@@ -62,6 +62,15 @@ def test_the_readmes_loss_runs_in_a_plain_loop():
     assert teacher.weight.grad is None
 
 
+def test_the_readmes_correction_runs():
+    import torch
+
+    (example,) = [block for block in readme_blocks("python") if "adjust_logits" in block]
+    names = {"student_logits": torch.tensor([[2.0, 1.0]]), "counts": [90, 10]}
+    exec(example, names)  # 2 - log 0.9 = 2.1 against 1 - log 0.1 = 3.3
+    assert names["classes"].tolist() == [1]
+
+
 def test_the_readme_names_only_what_is_there():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"`((?:params|notebooks|outputs|ltkd|tests)/[\w./-]+)`", text):

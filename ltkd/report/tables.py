@@ -248,6 +248,13 @@ def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> M
     return Markdown(lines or "*Not tested here: the study has no such runs.*")
 
 
+def curves(study: Any, setting: Setting, runs: pd.DataFrame) -> pd.DataFrame:
+    """``Study.adjusted`` of a setting's runs and of their one teacher."""
+    both = pd.concat([study.adjusted(part) for part in ("teachers", "distillation")])
+    teacher = own_teacher(setting, study.results("teachers"))["run"]
+    return both[both["run"].isin([teacher, *runs["run"]])]
+
+
 def prior_removed(adjusted: pd.DataFrame) -> pd.DataFrame:
     """Of ``Study.adjusted`` the rows at tau = 1, as methods of their own: *_removed.
 
@@ -281,7 +288,8 @@ def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataF
     """
     one = adjusted[(adjusted["method"] == reference) & (adjusted["tau"] == 1)]
     height, rows = one.set_index("seed")["head"], []
-    for key, part in adjusted[adjusted["seed"].isin(height.index)].groupby("run", sort=False):
+    students = adjusted[adjusted["seed"].isin(height.index) & (adjusted["method"] != "teacher")]
+    for key, part in students.groupby("run", sort=False):
         course, about = part.sort_values("head"), part.iloc[0]
         at = height[about["seed"]]
         if course["head"].iloc[0] <= at <= course["head"].iloc[-1]:
