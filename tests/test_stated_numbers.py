@@ -1,0 +1,74 @@
+"""Each row of numbers in README.md and outputs/FINDINGS.md is worked out again from the records.
+
+`python tests/test_stated_numbers.py` prints the rows, to be pasted where they changed.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ltkd.report import claims, tables
+
+ROOT = Path(__file__).parent.parent
+STUDY = "cifar100_lt_short"
+
+
+def frames(part="distillation"):
+    folder = ROOT / "outputs" / STUDY
+    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
+    (curves,) = folder.glob("reports/03_distillation.frontier-*.csv")
+    return runs[runs["part"] == part], pd.read_csv(curves)
+
+
+def accuracy_rows():
+    (teacher, _), (runs, adjusted) = frames("teachers"), frames()
+    after = adjusted[adjusted["tau"] == 1]
+    cells = [f"{teacher[m].item():.1f}" for m in tables.METRICS]
+    one = after[after["method"] == "teacher"]
+    cells += [f"{one[m].item():.1f}" for m in ("all", "head", "tail")]
+    yield f"| teacher VGG13 (one) | {' | '.join(cells)} |"
+    for method, part in runs.groupby("method", sort=False):
+        cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+        one = after[after["method"] == method]
+        if one["as_trained"].any():
+            cells += ["as trained", "", ""]
+        else:
+            cells += [tables.t_interval(one[m]).plus_minus() for m in ("all", "head", "tail")]
+        text = " | ".join(cells).replace(" (3)", "")
+        yield f"| {tables.marked(part['label'].iloc[0])} | {text} |".replace("  ", " ")
+
+
+def difference_rows():
+    runs, adjusted = frames()
+    first = (("", "ltkd", "kd"),)
+    for asked in (first, claims.QUESTIONS, claims.AFTER):
+        table = claims.questions(tables.joined(runs, adjusted), asked)
+        for name, row in table[table["n"] > 0].iterrows():
+            yield f"| {name} | {row['all']} | {row['head']} | {row['tail']} |"
+
+
+def height_rows():
+    gaps = tables.at_equal_head(frames()[1])
+    for _, part in gaps.groupby("method", sort=False):
+        found = {row["metric"]: tables.Interval.of(row) for row in part.to_dict("records")}
+        text = " | ".join(found[m].difference() for m in ("all", "medium", "tail"))
+        yield f"| {tables.marked(part['label'].iloc[0])} | {text} |"
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [("README.md", accuracy_rows), ("outputs/FINDINGS.md", accuracy_rows),
+     ("outputs/FINDINGS.md", difference_rows), ("outputs/FINDINGS.md", height_rows)],
+)  # fmt: skip
+def test_every_stated_row_is_that_of_the_records(file, rows):
+    text = (ROOT / file).read_text()
+    found = list(rows())
+    assert len(found) > 5
+    for row in found:
+        assert row in text
+
+
+if __name__ == "__main__":
+    for rows in (accuracy_rows, difference_rows, height_rows):
+        print(*rows(), "", sep="\n")
