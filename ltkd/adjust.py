@@ -45,15 +45,14 @@ def adjusted_counts(store: Store, record: RunRecord, data: LongTailed) -> np.nda
     path = record.folder / "adjusted.json"
     about = {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
     try:
-        kept = json.loads(path.read_text())
-        sealed = kept.pop("sha256") == files.sha256(files.canonical(kept))
-        if sealed and {key: kept[key] for key in about} == about:
-            return np.asarray(kept["correct"])
-        print(f"{path}: damaged, or of other settings; made anew", flush=True)
+        kept = files.unsealed(json.loads(path.read_text()))
+        if {key: kept[key] for key in about} != about:
+            raise ValueError("it is of another network or other values of tau")
+        return np.asarray(kept["correct"])
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, AttributeError, TypeError):
-        print(f"{path}: damaged; made anew", flush=True)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        print(f"{path}: damaged ({error}); made anew", flush=True)
     spec = record.spec
     if not store.model_path(spec).exists() or (data.counts < 1).any():
         return None
@@ -62,7 +61,6 @@ def adjusted_counts(store: Store, record: RunRecord, data: LongTailed) -> np.nda
     right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
              for tau in TAUS]  # fmt: skip
     correct = torch.stack([one.bincount(minlength=len(data.counts)) for one in right])
-    values = about | {"correct": correct.tolist()}
-    sealed_values = values | {"sha256": files.sha256(files.canonical(values))}
-    files.write_atomic(path, json.dumps(sealed_values) + "\n")
+    values = files.sealed(about | {"correct": correct.tolist()})
+    files.write_atomic(path, json.dumps(values) + "\n")
     return correct.numpy()

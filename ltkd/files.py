@@ -119,6 +119,19 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with the SHA-256 of themselves, which ``unsealed`` holds them against."""
+    return values | {"sha256": sha256(canonical(values))}
+
+
+def unsealed(values: dict[str, Any]) -> dict[str, Any]:
+    """What ``sealed`` was given. Raises ValueError where it was changed since."""
+    inner = {key: value for key, value in values.items() if key != "sha256"}
+    if values["sha256"] != sha256(canonical(inner)):
+        raise ValueError("its content does not match its sha256")
+    return inner
+
+
 def sha256(data: bytes | str | Path) -> str:
     if isinstance(data, Path):
         with data.open("rb") as file:

@@ -115,9 +115,7 @@ class Store:
             if known and known[0] == _stamp(path, known[1].values) and spec.method != "teacher":
                 return known[1]
             values = json.loads(path.read_text())
-            seal = values.pop("sha256")
-            if seal != files.sha256(files.canonical(values)):
-                raise ValueError("its content does not match its sha256")
+            files.unsealed(values)
             if values["run"] != folder.name or values["status"] not in ("done", "diverged"):
                 raise ValueError("it is not a record of this run")
             for name, expected in values["files"].items():
@@ -137,7 +135,7 @@ class Store:
             if files.sha256(model) != values["model_sha256"]:
                 self._set_aside(model, "it does not match its record's sha256")
                 return None
-        record = RunRecord(spec, {**values, "sha256": seal}, folder)
+        record = RunRecord(spec, values, folder)
         self._read[path] = _stamp(path, values), record
         return record
 
@@ -157,8 +155,8 @@ class Store:
             values["model_sha256"] = files.sha256(model)
         values["files"] = {name: files.sha256(blob) for name, blob in blobs.items()}
         values = json.loads(json.dumps(values))
-        sealed = values | {"sha256": files.sha256(files.canonical(values))}
-        files.write_atomic(folder / "record.json", json.dumps(sealed, indent=1) + "\n")
+        text = json.dumps(files.sealed(values), indent=1)
+        files.write_atomic(folder / "record.json", text + "\n")
 
     def tidy(self, spec: RunSpec) -> None:
         """Remove what a kill between a run's record and its end left beside the record."""

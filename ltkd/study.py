@@ -326,9 +326,11 @@ class Study:
         rows, same = [], ["run", "pair", "method", "label", "ours", "variant", "seed"]
         for variant, record in self._records(part):
             correct = adjusted_counts(self.store, record, self.data(record.spec.gamma))
+            if correct is None:
+                continue
             about, own = self._row(variant, record), METHODS[record.spec.method].balanced
             name = {k: about[k] for k in same}
-            for tau, right in zip(TAUS, correct if correct is not None else (), strict=False):
+            for tau, right in zip(TAUS, correct, strict=True):
                 where = {"tau": tau, "as_trained": tau == float(own)}
                 rows.append(name | where | self._accuracies(record, right))
         columns = [*same, "tau", "as_trained", "all", "head", "medium", "tail"]

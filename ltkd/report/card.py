@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from ..files import sha256, write_atomic
 from ..methods import METHODS
 from ..params import ParameterError
@@ -74,11 +72,10 @@ def write_card(study: Study) -> Path:
     p = study.parameters
     found = [study.row_of(method) for method in dict.fromkeys(p.methods)]
     specs = [spec for some, _ in found for spec in some if spec.gamma == p.gammas[0]]
-    rows = pd.concat([rows for _, rows in found])
     records = {record.run: record for spec in specs if (record := study.store.get(spec))}
-    rows = rows[rows["run"].isin(records)] if len(rows) else rows
-    whole = [part for _, part in rows.groupby(["pair", "method"], sort=False)
-             if len(part) == len(p.seeds)] if len(rows) else []  # fmt: skip
+    own = [rows[rows["run"].isin(records)] for _, rows in found if len(rows)]
+    parts = [part for rows in own for _, part in rows.groupby("pair", sort=False)]
+    whole = [part for part in parts if len(part) == len(p.seeds)]
     if not whole:
         raise ParameterError(f"{study.name}: no method has all its {len(p.seeds)} seeds; "
                              "make them with ltkd run")  # fmt: skip

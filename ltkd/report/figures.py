@@ -38,6 +38,7 @@ LOOKS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 METRIC_LOOKS = {"all": ("#222222", "d"), "head": ("#1f3d7a", "o"), "medium": ("#6780ab", "s"),
                 "tail": ("#b0127b", "^")}  # fmt: skip
+FOCUS = ("teacher", "student", "kd", "kd_ce1", "ltkd", "kd_adjusted", "balanced_softmax")
 DASHES = {"s": "--", "D": "-.", "^": ":"}
 CELLS: dict[str, Any] = {"annot": True, "fmt": ".1f", "cbar": False, "vmin": 0, "linewidths": 1,
                          "square": True, "annot_kws": {"fontsize": 9},
@@ -399,7 +400,7 @@ def trade_off(summary: pd.DataFrame) -> Figure:
 
 
 @styled
-def frontier(adjusted: pd.DataFrame, methods: Sequence[str]) -> Figure:
+def frontier(adjusted: pd.DataFrame, methods: Sequence[str] = FOCUS) -> Figure:
     """Head against tail while the prior is taken out of finished students, a curve a method.
 
     Filled: as trained; hollow: tau = 1. ``methods`` are in colour, the others grey.

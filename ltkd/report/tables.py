@@ -248,11 +248,13 @@ def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> M
     return Markdown(lines or "*Not tested here: the study has no such runs.*")
 
 
-def curves(study: Any, setting: Setting, runs: pd.DataFrame) -> pd.DataFrame:
-    """``Study.adjusted`` of a setting's runs and of their one teacher."""
+def with_curves(study: Any) -> Iterator[tuple[Setting, pd.DataFrame, pd.DataFrame]]:
+    """``settings`` of the distillation, each with ``Study.adjusted`` of its runs and teacher."""
     both = pd.concat([study.adjusted(part) for part in ("teachers", "distillation")])
-    teacher = own_teacher(setting, study.results("teachers"))["run"]
-    return both[both["run"].isin([teacher, *runs["run"]])]
+    teachers = study.results("teachers")
+    for setting, runs in settings(study, "distillation"):
+        own = [own_teacher(setting, teachers)["run"], *runs["run"]]
+        yield setting, runs, both[both["run"].isin(own)]
 
 
 def prior_removed(adjusted: pd.DataFrame) -> pd.DataFrame:
