@@ -153,7 +153,8 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     groups = defaultdict(list)
     for name, spec in specs.items():
         own = f", n = {spec.groups}" if spec.groups not in (None, p.groups) else ""
-        cell = f", {variants[name]}" if variants.get(name) else ""
+        cell = variants.get(name, "").removeprefix(METHODS[spec.method].label)  # a setting has it
+        cell = f", {cell.removeprefix(', ')}" if cell else ""
         groups[f"{spec.method}{cell}{own}"].append(name)
     for label, names in groups.items():
         some = [specs[name] for name in names]

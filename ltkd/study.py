@@ -261,7 +261,8 @@ class Study:
         pair = (
             Pair(spec.teacher, spec.student).label if spec.teacher else network_label(spec.student)
         )
-        args = {k: spec.method_args.get(k) for k in ("alpha", "beta", "temperature", "rebalance")}
+        names = ("ce_weight", "kd_weight", "alpha", "beta", "temperature", "rebalance")
+        args = {name: spec.method_args.get(name) for name in names}
         return {
             "run": record.run, "dataset": spec.dataset, "gamma": self._factor(record),
             "teacher": spec.teacher or "", "student": spec.student, "pair": pair,

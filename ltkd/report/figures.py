@@ -432,7 +432,12 @@ def frontier(adjusted: pd.DataFrame, methods: Sequence[str] = FOCUS) -> Figure:
 def heat_map(
     runs: pd.DataFrame, x: str, y: str, metrics: Sequence[str] = ("all", "tail")
 ) -> Figure:
-    """Accuracy over two weights of a method, mean over seeds; a panel a metric."""
+    """Accuracy over two weights of a method, mean over seeds; a panel a metric.
+
+    Raises ValueError where a seed stands twice in a cell: settings that differ otherwise too.
+    """
+    if runs.duplicated([x, y, "seed"]).any():
+        raise ValueError(f"x = {x!r}, y = {y!r}: a cell has a seed twice; see tables.plane")
     figure, panels = _panels(1, len(metrics), height=2.9, sharey=True)
     for axes, metric in zip(panels, metrics, strict=True):
         grid = runs.pivot_table(index=y, columns=x, values=metric).sort_index(ascending=False)

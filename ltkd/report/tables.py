@@ -281,6 +281,43 @@ def after_training(adjusted: pd.DataFrame, by: str = "label") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
+    """The best of each method's settings over all classes: as trained, and with tau chosen too.
+
+    runs, adjusted: ``results`` and ``adjusted`` of a sweep in one setting. tau counts from the
+    student's biased space, so that one trained with balanced softmax stands at 1. On held-out
+    images this is a choice, on test images it would be a leak.
+    """
+    tried = {
+        "": runs.assign(tau="as trained"),
+        ", τ chosen too": adjusted[adjusted["run"].isin(runs["run"])],
+    }
+    rows = {}
+    for label, (how, frame) in product(runs["label"].unique(), tried.items()):
+        part = frame[frame["label"] == label]
+        if part.empty:
+            continue
+        means = part.groupby(["variant", "tau"], sort=False)[list(METRICS)].mean()
+        over, where = means["all"].groupby("variant").max(), means["all"].idxmax()
+        variant, tau = where  # type: ignore[misc]
+        rows[marked(label) + how] = {
+            "setting": variant.removeprefix(f"{label}, "),
+            "τ": tau,
+            **{m: f"{means.loc[where, m]:.1f}" for m in METRICS},
+            f"all, over {len(over)} settings": f"{over.min():.1f} to {over.max():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("—")
+
+
+def plane(runs: pd.DataFrame, x: str = "alpha", y: str = "beta") -> pd.DataFrame:
+    """Of a sweep LTKD's settings that differ in two weights alone, the largest such set; empty
+    where these do not span a plane."""
+    arguments = ["ce_weight", "kd_weight", "alpha", "beta", "temperature"]
+    rest, own = [k for k in arguments if k not in (x, y)], runs[runs["method"] == "ltkd"]
+    parts = [part for _, part in own.groupby(rest) if min(part[x].nunique(), part[y].nunique()) > 1]
+    return max(parts, key=len, default=own[:0])
+
+
 def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
     """Whether a method's curve lies above the reference's: ``paired`` differences at one height.
 

@@ -141,6 +141,8 @@ def test_the_other_figures():
     figure = figures.heat_map(pd.concat(plane), "beta", "alpha")
     assert [t.get_text() for t in figure.axes[1].texts] == ["21.0", "24.0", "11.0", "14.0"]
     assert figure.axes[0].get_ylabel() == "alpha"
+    with pytest.raises(ValueError, match="a seed twice"):
+        figures.heat_map(pd.concat([*plane, plane[0]]), "beta", "alpha")
     assert len(figures.images(np.zeros((7, 3, 4, 4), np.uint8), ["x"] * 7).axes) == 10
 
 

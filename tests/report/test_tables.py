@@ -307,6 +307,27 @@ def test_what_stands_after_training():
     assert table.loc["BS", "all, as trained"] == table.loc["BS", "all"]
 
 
+def test_a_setting_is_chosen_as_trained_and_with_tau():
+    # As trained T = 4 is better by 1; at tau = 0.5 T = 2 is, by 2; tau = 1 is too far for both.
+    def at(temperature: int, tau: float, value: float) -> pd.DataFrame:
+        name = f"KD, temperature {temperature}"
+        where = {"variant": name, "tau": tau, "label": "KD"}
+        one = runs({"kd": [value - 1, value + 1]}, **where)
+        return one.assign(run=name + one["run"])
+
+    trained = pd.concat([at(2, 0, 50), at(4, 0, 51)])
+    curves = pd.concat([trained, at(2, 0.5, 56), at(4, 0.5, 54), at(2, 1, 52), at(4, 1, 53)])
+    table = tables.chosen(trained, curves)
+    assert table["setting"].to_dict() == {
+        "KD": "temperature 4",
+        "KD, τ chosen too": "temperature 2",
+    }
+    assert table["τ"].to_dict() == {"KD": "as trained", "KD, τ chosen too": 0.5}
+    assert table["all"].tolist() == ["51.0", "56.0"]
+    assert table["all, over 2 settings"].tolist() == ["50.0 to 51.0", "54.0 to 56.0"]
+    assert list(tables.chosen(trained, curves[:0]).index) == ["KD"]
+
+
 def test_curves_are_compared_at_one_height():
     # Head falls 10 a unit of tau in all; KD (1, 1) reaches 60 at tau = 1, where its tail is 30;
     # LTKD, 5 lower on the head, is there at tau = 0.5 with 25 + 4; DKD never comes so low.
