@@ -368,6 +368,14 @@ class Study:
         return resolve(p.dataset, p.images, p.data_root, strict=False)
 
     @property
+    def schedule(self) -> str:
+        """As a setting names it; plain "steps" is the recipe's own schedule, on the test set."""
+        p = self.parameters
+        own = p.schedule == "steps" and any((p.lr, p.batch, p.clip_norm))
+        parts = [p.schedule, "own values" if own else "", "held-out images" if p.holdout else ""]
+        return ", ".join(filter(None, parts))
+
+    @property
     def temperature(self) -> float:
         """At which the teacher's masses are looked at: that of LTKD."""
         return float(self._spec(self._first(), "ltkd").method_args["temperature"])

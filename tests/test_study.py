@@ -190,6 +190,16 @@ def test_unknown_part():
         Study(**SMALL).specs("teacher")
 
 
+def test_only_the_recipe_on_the_test_set_is_named_as_the_papers_schedule(tmp_path):
+    def named(**given):
+        return Study(outputs=tmp_path, **(SMALL | {"schedule": "steps"} | given)).schedule
+
+    assert named() == "steps"
+    assert named(lr=0.1) == named(batch=16) == named(clip_norm=5) == "steps, own values"
+    assert named(holdout=2) == "steps, held-out images"
+    assert named(schedule="one_cycle", lr=0.1) == "one_cycle"
+
+
 def test_the_cifar_study_is_the_shipped_one(tmp_path):
     p = load_parameters(Path(__file__).parent.parent / "params" / "cifar100_lt_quick.yaml")
     study = Study(outputs=tmp_path, **p.model_dump())

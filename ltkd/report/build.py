@@ -87,7 +87,7 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     pairs = " and ".join(pair.label for pair in study.pairs)
     epochs = p.epochs or RECIPES[p.dataset].epochs
-    papers = epochs == paper.EPOCHS.get(p.dataset) and p.schedule == "steps"
+    papers = epochs == paper.EPOCHS.get(p.dataset) and study.schedule == "steps"
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "

@@ -114,7 +114,7 @@ def settings(study: Any, part: str) -> Iterator[tuple[Setting, pd.DataFrame]]:
         shared = (runs[same] == [getattr(key, name) for name in same]).all(axis=1)
         rows = runs[shared & runs["teacher"].isin(["", key.teacher])]
         where = (key.dataset, key.gamma, key.teacher, key.student, key.epochs)
-        yield Setting(*where, schedule=study.parameters.schedule), rows
+        yield Setting(*where, schedule=study.schedule), rows
 
 
 def own_teacher(setting: Setting, teachers: pd.DataFrame) -> pd.Series:

@@ -24,7 +24,7 @@ class Study:
     """The part of a study that the tables read."""
 
     def __init__(self, frame: pd.DataFrame, schedule: str = "steps") -> None:
-        self.frame, self.parameters = frame, type("P", (), {"schedule": schedule})
+        self.frame, self.schedule = frame, schedule
 
     def results(self, part: str) -> pd.DataFrame:
         return self.frame
@@ -262,7 +262,7 @@ def test_every_claim_of_a_study_whose_answers_are_known():
         **{f"{part}_{what}": labels for part in ("test", "train") for what in ("images", "labels")},
     })()  # fmt: skip
     study = type("S", (), {
-        "parameters": type("P", (), {"schedule": "steps", "gammas": [100.0]}),
+        "parameters": type("P", (), {"gammas": [100.0]}), "schedule": "steps",
         "pairs": [pair], "temperature": 1.0, "results": lambda self, part: parts[part],
         "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
         # Twice the logit in the head, whatever the image.
