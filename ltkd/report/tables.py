@@ -299,7 +299,7 @@ def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
             continue
         means = part.groupby(["variant", "tau"], sort=False)[list(METRICS)].mean()
         over, where = means["all"].groupby("variant").max(), means["all"].idxmax()
-        variant, tau = where  # type: ignore[misc]
+        variant, tau = where
         rows[marked(label) + how] = {
             "setting": variant.removeprefix(f"{label}, "),
             "τ": tau,
