@@ -291,6 +291,11 @@ class RunSpec(_Strict):
         return RunSpec(**(keep | new))
 
     @property
+    def peak_lr(self) -> float:
+        """The highest rate of the schedule: ``lr``, or a fifth of it for SLOW_LEARNERS."""
+        return self.lr * (0.2 if self.student in SLOW_LEARNERS else 1.0)
+
+    @property
     def pair(self) -> str:
         return f"{self.teacher}-{self.student}" if self.teacher else self.student
 
@@ -405,6 +410,9 @@ class StudyParameters(_Strict):
         for method, _ in settings_of(self.sweep):
             if not METHODS[method].loss:
                 raise ValueError(f"sweep: method {method!r} has no arguments to choose")
+        if self.dataset == "imagenet" and (self.lr is None) != (self.batch is None):
+            raise ValueError(f"lr = {self.lr}, batch = {self.batch}: on imagenet both, or neither: there "
+                             "they depend on the method, and all its students share one teacher")
         _coherent_images(self.dataset, self.images, self.gammas, self.holdout)
         for n in (self.groups, *self.group_counts):
             if classes and n > classes:

@@ -249,7 +249,7 @@ class Study:
 
     def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
         """A method's runs in the table of methods, and ``results`` of those that are there."""
-        specs = [spec for _, spec in self.specs("distillation") if spec.method == method]
+        specs = [spec for _, spec in self._items("distillation") if spec.method == method]
         found = [record for spec in specs if (record := self.store.get(spec))]
         return specs, pd.DataFrame([self._row("", one) for one in found if not one.diverged])
 
@@ -454,15 +454,18 @@ class Study:
         return f"Study(name={self.name!r})"
 
     def _repr_html_(self) -> str:
-        p, recipe = self.parameters, RECIPES[self.parameters.dataset]
-        epochs = p.epochs or recipe.epochs
+        p, specs = self.parameters, [spec for _, spec in self.specs("distillation")]
+        epochs, batch, rate = (
+            " or ".join(f"{value:g}" for value in dict.fromkeys(getattr(s, name) for s in specs))
+            for name in ("epochs", "batch", "peak_lr")
+        )
         return _table({
             "Study": self.name,
             "Data": f"{self.data().title}, imbalance factor "
                     + self.factors,
             "Pairs": ", ".join(pair.label for pair in self.pairs),
-            "Schedule": f"{epochs} epochs, batch {p.batch or recipe.batch}, "
-                        f"peak rate {p.lr or recipe.lr:g}, {p.schedule}, {p.precision}",
+            "Schedule": f"{epochs} epochs, batch {batch}, peak rate {rate}, "
+                        f"{p.schedule}, {p.precision}",
             "Seeds": ", ".join(str(seed) for seed in p.seeds),
             "Runs": f"{len(self.runs())} in all parts",
         })  # fmt: skip

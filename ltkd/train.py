@@ -28,7 +28,7 @@ from .files import Stopped, canonical, sha256, write_atomic
 from .losses import LOSSES, Entry
 from .methods import METHODS, Method
 from .models import create_model
-from .params import RECIPES, SLOW_LEARNERS, RunSpec, on_the_fly
+from .params import RECIPES, RunSpec, on_the_fly
 from .teacher import Teacher, answer, autocast, views_of_epoch
 
 EVAL_BATCH = 500
@@ -109,14 +109,13 @@ def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
     steps: x 0.1 after the recipe's fractions of the epochs (150, 180 and 210 of 240 on CIFAR).
     one_cycle: linear from 1/25 of the peak over the first quarter, then a cosine to 0 (Smith 2018).
     """
-    peak = spec.lr * (0.2 if spec.student in SLOW_LEARNERS else 1.0)
     if spec.schedule == "steps":
         done = step // steps_per_epoch / spec.epochs
-        return peak * 0.1 ** sum(done >= part for part in RECIPES[spec.dataset].decay)
+        return spec.peak_lr * 0.1 ** sum(done >= part for part in RECIPES[spec.dataset].decay)
     done = (step + 1) / (spec.epochs * steps_per_epoch)
     if done < 0.25:
-        return peak * (0.04 + 0.96 * done / 0.25)
-    return peak * 0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75))
+        return spec.peak_lr * (0.04 + 0.96 * done / 0.25)
+    return spec.peak_lr * 0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75))
 
 
 def initial_model(spec: RunSpec, classes: int) -> nn.Module:

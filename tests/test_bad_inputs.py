@@ -151,6 +151,10 @@ PARAMETERS = {
     "a set without a free gamma": ("gammas: [null]", "belong to tiny_imagenet, imagenet, folder"),
     "a holdout below zero": ("holdout: -1", "holdout = -1: input should be greater than or equal"),
     "a holdout on the fly": ("dataset: imagenet\nholdout: 5", "holdout = 5: only for images of at"),
+    "ImageNet's rate without its batch": (
+        "{dataset: imagenet, pairs: [resnet34_imagenet-resnet18_imagenet], lr: 0.2}",
+        "lr = 0.2, batch = None: on imagenet both, or neither",
+    ),
     "no groups": ("groups: 0", "groups = 0: input should be greater than or equal to 1"),
     "yes for a number of groups": ("group_counts: [yes]", "group_counts.0 = True: input should"),
     "epochs of 10**9": ("epochs: 1000000000", "less than or equal to 10000"),

@@ -15,6 +15,7 @@ from ltkd.pool import with_teachers
 from ltkd.report import tables
 from ltkd.runs import identity
 from ltkd.study import PARTS, Pair
+from ltkd.train import learning_rate
 
 SMALL = {"methods": ["student", "kd", "ltkd"], "seeds": [0, 1], "epochs": 1,
          "ablations": ["within_only"],
@@ -51,6 +52,27 @@ def test_a_student_of_two_pairs_counts_once(tmp_path):
     assert sorted(frame.method) == ["kd", "kd", "student"]
     for _, runs in tables.settings(study, "distillation"):
         assert sorted(runs.method) == ["kd", "student"]
+    specs, rows = study.row_of("student")
+    assert (len(specs), len(rows)) == (1, 1)
+
+
+def test_the_schedule_that_a_page_states_is_the_runs_own():
+    pairs = ["resnet8-resnet8", "resnet8-mobilenetv2"]  # the second trains at a fifth of the rate
+    study = Study(**SMALL | {"pairs": pairs, "dataset": "cifar100", "lr": 0.05})
+    rates = {learning_rate(s, 50, 200) for _, s in study.specs("distillation")}  # the peak's step
+    assert {s.peak_lr for _, s in study.specs("distillation")} == {0.05, 0.01}
+    assert max(rates) == pytest.approx(0.05, rel=0.01)
+    assert min(rates) < 0.0101
+    small = Study(dataset="imagenet", pairs=["resnet34_imagenet-resnet18_imagenet"],
+                  methods=["kd", "reviewkd"], schedule="steps")  # fmt: skip
+    of = {spec.method: spec for _, spec in small.specs("distillation")}
+    assert (of["kd"].batch, of["kd"].lr, of["reviewkd"].batch, of["reviewkd"].lr) == (
+        512,
+        0.2,
+        256,
+        0.1,
+    )
+    assert of["kd"].teacher_spec == of["reviewkd"].teacher_spec
 
 
 def test_adding_a_method_or_moving_a_folder_changes_no_run(tmp_path):

@@ -11,7 +11,7 @@ from ..files import cores, locked, sha256, write_atomic
 from ..notebooks import execute_all
 from ..params import RECIPES
 from ..study import PARTS, Study
-from . import page, paper
+from . import page, paper, tables
 
 
 def build(
@@ -87,7 +87,7 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     pairs = " and ".join(pair.label for pair in study.pairs)
     epochs = p.epochs or RECIPES[p.dataset].epochs
-    papers = epochs == paper.EPOCHS.get(p.dataset) and study.schedule == "steps"
+    papers = any(paper.comparable(one) for one, _ in tables.settings(study, "distillation"))
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "

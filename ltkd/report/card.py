@@ -49,7 +49,7 @@ high; the study's pages compare all of them.
 
 ## How it was made
 
-- Training images: {images}, {most} to {least} a class, {title} cut to an exponential profile; which
+- Training images: {images}, {most} to {least} a class, {title}{cut}; which
   ones is the study's split (sha256 {split}).
 - Method: {label}; {settings}.
 - Schedule: {schedule}, peak rate {lr:g}, batch {batch}, weight decay {weight_decay:g}, {precision}.
@@ -98,9 +98,10 @@ def write_card(study: Study) -> Path:
         tested=f"the {len(data.test_labels)} {'held-out' if spec.holdout else 'balanced'}",
         own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),
         mean_of=" | ".join(gap.plus_minus() for gap in intervals), methods=len(whole),
+        cut=" cut to an exponential profile" if spec.gamma else ", its classes as they are",
         images=sum(about["counts"]), most=max(about["counts"]), least=min(about["counts"]),
         split=about["split_sha256"][:16], settings=settings or "nothing to set",
-        schedule=spec.schedule, lr=spec.lr,
+        schedule=spec.schedule, lr=spec.peak_lr,
         batch=spec.batch, weight_decay=spec.weight_decay, precision=spec.precision,
         hardware=record.values["hardware"], commit=record.values["code"]["commit"],
         run=record.run, sha=sha256(weights),

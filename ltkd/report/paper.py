@@ -56,6 +56,11 @@ class Setting(NamedTuple):
         return f"**{self.title}**"
 
     @property
+    def table(self) -> str:
+        """Which of the paper's tables compares methods on its data set, as far as we have it."""
+        return "main" if self.dataset == "imagenet" else "secondary"
+
+    @property
     def slug(self) -> str:
         """The setting as part of a file name."""
         return f"{self.teacher}-{self.student}-gamma{self.gamma:g}"
@@ -99,9 +104,10 @@ def settings(table: str) -> list[Setting]:
     return [Setting(data, g, teacher, student, EPOCHS[data]) for data, g, teacher, student in rows]
 
 
-def comparable(setting: Setting, table: str) -> bool:
-    """Whether ``table`` has this very setting: data set, gamma, both networks and the schedule."""
-    return setting in settings(table)
+def comparable(setting: Setting, *tables: str) -> bool:
+    """Whether one of the tables (none named: any of the paper's) has this very setting: data set,
+    gamma, both networks and the schedule."""
+    return any(setting in settings(table) for table in tables or _TABLES)
 
 
 def beside(setting: Setting, table: str) -> tuple[str, pd.DataFrame]:

@@ -217,7 +217,10 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
         "one split and the one teacher; differences are paired by seed"
     )
     held = runs["holdout"].max()
-    images = f"{held} training images a class, held out" if held else "the balanced test set"
+    own = (
+        "the folder's test images" if "folder" in set(runs["dataset"]) else "the balanced test set"
+    )
+    images = f"{held} training images a class, held out" if held else own
     return Markdown(
         f"*Top-1 accuracy in percent on {images}, last epoch; head, medium and tail "
         f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
@@ -312,8 +315,9 @@ def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
 def plane(runs: pd.DataFrame, x: str = "alpha", y: str = "beta") -> pd.DataFrame:
     """Of a sweep LTKD's settings that differ in two weights alone, the largest such set; empty
     where these do not span a plane."""
-    arguments = ["ce_weight", "kd_weight", "alpha", "beta", "temperature"]
-    rest, own = [k for k in arguments if k not in (x, y)], runs[runs["method"] == "ltkd"]
+    arguments = ["ce_weight", "kd_weight", "alpha", "beta", "temperature", "rebalance"]
+    rest = [name for name in arguments if name not in (x, y)]
+    own = runs[runs["method"] == "ltkd"].drop_duplicates("run")  # one setting may have two names
     parts = [part for _, part in own.groupby(rest) if min(part[x].nunique(), part[y].nunique()) > 1]
     return max(parts, key=len, default=own[:0])
 
@@ -322,20 +326,20 @@ def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataF
     """Whether a method's curve lies above the reference's: ``paired`` differences at one height.
 
     In each seed every curve is read, between its values of tau, where its head accuracy is that
-    of the reference with the prior removed. No tau is chosen. Curves that do not reach it are
-    left out.
+    of the reference with the prior removed; values of tau with the same head count as one point,
+    their mean. No tau is chosen. Curves that do not reach it are left out.
     """
     one = adjusted[(adjusted["method"] == reference) & (adjusted["tau"] == 1)]
-    height, rows = one.set_index("seed")["head"], []
+    height, rows, metrics = one.set_index("seed")["head"], [], ["all", "medium", "tail"]
     students = adjusted[adjusted["seed"].isin(height.index) & (adjusted["method"] != "teacher")]
     for key, part in students.groupby("run", sort=False):
-        course, about = part.sort_values("head"), part.iloc[0]
+        course, about = part.groupby("head")[metrics].mean(), part.iloc[0]
         at = height[about["seed"]]
-        if course["head"].iloc[0] <= at <= course["head"].iloc[-1]:
-            read = {m: np.interp(at, course["head"], course[m]) for m in METRICS}
+        if course.index[0] <= at <= course.index[-1]:
+            read = {m: np.interp(at, course.index, course[m]) for m in metrics}
             rows.append({"run": key, **about[["method", "ours", "seed"]], **read})
-    frame = pd.DataFrame(rows, columns=["run", "method", "ours", "seed", *METRICS])
-    return paired(frame, reference, metrics=("all", "medium", "tail"))
+    frame = pd.DataFrame(rows, columns=["run", "method", "ours", "seed", *metrics])
+    return paired(frame, reference, metrics=metrics)
 
 
 def bootstrap(
@@ -479,11 +483,14 @@ def completeness(study: Any, part: str) -> Markdown:
 def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
     """The way along ``path`` (methods or variants), a paired difference a step.
 
-    Cells that did not run are skipped, and the steps add up. Tidy: label, method, kind (total or
-    step), metric, start, mean, low, high, n.
+    Cells that did not run are skipped; of the others the seeds count that all have, so that the
+    steps add up. Tidy: label, method, kind (total or step), metric, start, mean, low, high, n.
     """
     cells = runs.assign(cell=runs["variant"].where(runs["variant"] != "", runs["method"]))
     path = [cell for cell in path if cell in set(cells["cell"])]
+    cells = cells[cells["cell"].isin(path)]
+    common = cells.groupby("seed")["cell"].nunique() == len(path)
+    cells = cells[cells["seed"].map(common)]
     means = summarise(cells, "cell", [metric]).set_index("cell")
     methods = cells.groupby("cell")["method"].first()
     rows = []

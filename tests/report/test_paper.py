@@ -88,6 +88,7 @@ def test_comparable_only_with_everything_the_same():
     same = Setting("cifar100", 100.0, "vgg13", "vgg8", 240)
     assert paper.comparable(same, "group_count")
     assert not paper.comparable(same, "secondary")  # has no such pair
+    assert paper.comparable(same)  # one of its tables has it
     for other in (
         {"epochs": 60},
         {"gamma": 10.0},
@@ -96,6 +97,9 @@ def test_comparable_only_with_everything_the_same():
         {"schedule": "one_cycle"},
     ):
         assert not paper.comparable(same._replace(**other), "group_count")
+        assert paper.comparable(same._replace(**other)) == (other == {"gamma": 10.0})  # ablations
+    assert Setting("imagenet", 5.0, "a", "b", 100).table == "main"
+    assert same.table == "secondary"
 
 
 def test_beside_takes_the_closest_setting():

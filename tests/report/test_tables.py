@@ -64,8 +64,9 @@ def test_one_value_has_no_interval_and_says_so():
 
 
 def test_a_note_says_which_images_were_counted():
-    frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]})
+    frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]}, dataset="cifar100")
     assert "on the balanced test set, last" in tables.note(frame).data
+    assert "on the folder's test images" in tables.note(frame.assign(dataset="folder")).data
     assert (
         "on 25 training images a class, held out, last"
         in tables.note(frame.assign(holdout=25)).data
@@ -138,7 +139,8 @@ def test_main_table_marks_the_best_epoch():
     assert "†" in tables.BEST
     assert table.loc["KD", "tail"] == "51.0 ± 12.7 (2)"
     assert table.loc["Student alone", "all"] == "40.0 (1, no interval)"
-    assert "n = 1 to 2 seeds" in tables.note(runs({"kd": [50.0, 52.0], "student": [40.0]})).data
+    frame = runs({"kd": [50.0, 52.0], "student": [40.0]}, dataset="cifar100")
+    assert "n = 1 to 2 seeds" in tables.note(frame).data
 
 
 def test_bootstrap_against_the_binomial():
@@ -199,10 +201,13 @@ def test_beside_the_paper_differences_only_in_its_setting():
 
 def test_steps_add_up():
     frame = runs({"kd": [50.0, 51.0], "kd_ce1": [53.0, 52.0], "ltkd": [60.0, 61.0]})
-    found = tables.steps(frame, ["kd", "kd_ce1", "absent", "ltkd"], "tail")
+    path = ["kd", "kd_ce1", "absent", "ltkd"]
+    found = tables.steps(frame, path, "tail")
     assert list(found["kind"]) == ["total", "step", "step", "total"]
     np.testing.assert_allclose(found["mean"], [50.5, 2.0, 8.0, 60.5])
     np.testing.assert_allclose(found["start"], [0, 50.5, 52.5, 0])
+    hole = frame[~((frame["method"] == "kd_ce1") & (frame["seed"] == 0))]  # the other seed alone
+    np.testing.assert_allclose(tables.steps(hole, path, "tail")["mean"], [51, 1, 9, 61])
 
 
 def test_teacher_mass_of_a_known_teacher():
@@ -258,7 +263,8 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     }  # fmt: skip
     labels = np.arange(40) % 20
     data = type("D", (), {
-        "counts": np.arange(20, 0, -1), "groups": lambda self, n: np.repeat([0, 1, 2], [7, 6, 7]),
+        "gamma": 100.0, "counts": np.arange(20, 0, -1),
+        "groups": lambda self, n: np.repeat([0, 1, 2], [7, 6, 7]),
         **{f"{part}_{what}": labels for part in ("test", "train") for what in ("images", "labels")},
     })()  # fmt: skip
     study = type("S", (), {
@@ -275,6 +281,9 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     expected = [no] * 2 + ["not tested here"] * 6
     assert tests.query("claim == 6")["verdict"].tolist() == expected
     assert tests.query("claim == 3")["points"].item().startswith("−4.9")
+    data.gamma = 10.0  # the study's first factor is another one than these runs have
+    first = claims.claims(study).query("claim == 1")
+    assert first["verdict"].tolist() == ["not tested here"]
 
 
 def adjusted() -> pd.DataFrame:
@@ -298,6 +307,9 @@ def test_the_prior_removed_is_a_method_of_its_own():
     ]
     assert row["tail"].startswith("+2.0 [")
     assert "**LTKD − KD, prior removed**" not in claims.headline("s", both).data
+    one = claims.headline(Setting("digits", 1.0, "a", "b", 1), both[both["seed"] == 0]).data
+    assert "One seed, for one split" in one
+    assert "intervals, paired" not in one
 
 
 def test_what_stands_after_training():
@@ -352,6 +364,21 @@ def test_curves_are_compared_at_one_height():
     assert found.to_dict() == pytest.approx({"all": 0, "medium": 0, "tail": -1})
     assert set(gaps["n"]) == {2}
     assert tables.at_equal_head(pd.DataFrame(rows), "kd").empty
+
+
+def test_values_of_tau_with_the_same_head_are_one_point():
+    # LTKD's head is 60 at tau = 0.5, 1 and 1.5, where its tail is 20, 24 and 40: 28 in the mean.
+    rows = []
+    for method, course in (
+        ("kd_ce1", [(70, 10), (65, 15), (60, 20), (50, 30), (40, 40)]),
+        ("ltkd", [(70, 10), (60, 20), (60, 24), (60, 40), (50, 50)]),
+    ):
+        rows += [{"run": method, "method": method, "ours": False, "seed": 0, "tau": k / 2,
+                  "head": head, "tail": tail, "medium": 0.0, "all": 0.0}
+                 for k, (head, tail) in enumerate(course)]  # fmt: skip
+    for order in (rows, rows[::-1]):
+        gaps = tables.at_equal_head(pd.DataFrame(order)).set_index("metric")["mean"]
+        assert gaps["tail"] == pytest.approx(28 - 20)
 
 
 def test_questions_name_what_did_not_run():
