@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
-from . import pool
+from . import files, pool
 from .data import Feed, Size, Views, load
 from .losses import LOSSES
 from .methods import METHODS
@@ -55,17 +55,10 @@ def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
     return Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call: the median over half a second, of three or more, after one that warms up;
-    of one where that takes seconds."""
-    times: list[float] = []
-    while len(times) < 2 or sum(times[1:]) < 0.5 or (len(times) < 4 and sum(times) < 5):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
+def _timed(work: Callable[[], Any]) -> float:
+    """Seconds of a call: the median over half a second, after one that warms up."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=0.5).median)
 
 
 def image_costs(trainer: Trainer) -> tuple[float, float]:
@@ -73,9 +66,9 @@ def image_costs(trainer: Trainer) -> tuple[float, float]:
     index = torch.arange(trainer.spec.batch, device=trainer.device)
     data, feed = trainer.data, trainer.feed
     trainer.model.train()
-    train = _timed(lambda: trainer._step(feed.take(index, index * 0), index, 1.0), trainer.device)
+    train = _timed(lambda: trainer._step(feed.take(index, index * 0), index, 1.0))
     tests = data.test_images
-    test = _timed(lambda: predict(trainer.model, data, tests, trainer.spec), trainer.device)
+    test = _timed(lambda: predict(trainer.model, data, tests, trainer.spec))
     return train / len(index), test / len(tests)
 
 
@@ -83,7 +76,7 @@ def fill_cost(trainer: Trainer) -> float:
     """Seconds an image of the teacher's table."""
     assert trainer.teacher
     block, index = trainer.teacher._block, torch.arange(BLOCK, device=trainer.device)
-    return _timed(lambda: block(index, index * 0), trainer.device) / BLOCK
+    return _timed(lambda: block(index, index * 0)) / BLOCK
 
 
 def _table(spec: RunSpec) -> tuple[str, str] | None:
@@ -163,7 +156,7 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
             label, _short([s.pair for s in some], 2, "pairs" if some[0].teacher else "networks"),
             _short([f"{s.gamma:g}" if s.gamma else "-" for s in some], 5, "factors"),
             _short([s.seed for s in some], 6, "seeds"), len(names) - len(todo), len(todo),
-            pool._clock(sum(seconds[name] for name in todo)) if todo else "",
+            files.clock(sum(seconds[name] for name in todo)) if todo else "",
         )  # fmt: skip
     if not left:
         return
@@ -183,10 +176,10 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         disk += rows * row_bytes
     total, count = sum(seconds.values()) + filled, pool.jobs_for(jobs, list(left.values()))
     yield (
-        f"{len(left)} runs are left: {pool._clock(total)} one after another, of which "
-        f"{pool._clock(filled)} for teachers' tables ({disk / 1e9:.1f} GB of disk)."
+        f"{len(left)} runs are left: {files.clock(total)} one after another, of which "
+        f"{files.clock(filled)} for teachers' tables ({disk / 1e9:.1f} GB of disk)."
     )
     yield (
-        f"{count} side by side: {pool._clock(total / count)}, or more where they get in each "
+        f"{count} side by side: {files.clock(total / count)}, or more where they get in each "
         "other's way. Not in it: decoding of image files, reading of tables, notebooks."
     )

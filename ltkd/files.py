@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: Path, why: object) -> None:
     """Keep a damaged file under a name that says so, out of the way of the one made anew."""
     aside = path.with_name(f"{path.name}.damaged")
     os.replace(path, aside)
-    return aside
+    print(f"{path}: damaged ({why}); kept as {aside.name}, made anew", file=sys.stderr, flush=True)
 
 
 class Stopped(Exception):
@@ -202,3 +203,11 @@ def hardware() -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def clock(seconds: float) -> str:
+    """'40 s', '9 min 5 s' or '1 h 15 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -15,7 +15,7 @@ def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
 
     Sizes differ by at most one: 100 classes in 3 groups are 33, 34 and 33.
     """
-    counts = _check_counts(counts)
+    counts = whole_numbers("counts", counts).cpu()
     c, n = len(counts), n_groups
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= c:
         raise ValueError(f"n_groups is {n!r}; it must be a whole number from 1 to the {c} classes")
@@ -32,19 +32,19 @@ def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int =
     counts   [C] images of each class, whole numbers >= 0
     returns  [C] int64; the ids stay 0, 1, 2 even where one of them owns no class
     """
-    counts = _check_counts(counts)
+    counts = whole_numbers("counts", counts).cpu()
     if not 0 <= few <= many:
         raise ValueError(f"many is {many!r} and few is {few!r}; they must satisfy 0 <= few <= many")
     return (counts <= many).long() + (counts < few).long()
 
 
-def _check_counts(counts: Sequence[int] | Tensor) -> Tensor:
-    counts = torch.as_tensor(counts).cpu()
-    if counts.dim() != 1 or len(counts) == 0:
-        raise ValueError(f"counts has shape {list(counts.shape)}; it must be [C] with C >= 1")
-    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
-        raise ValueError(f"counts is {counts.dtype}; it must hold whole numbers, an integer dtype")
-    if (low := int(counts.min())) < 0:
-        label = int(counts.argmin())
-        raise ValueError(f"counts[{label}] is {low}; a class holds 0 images or more")
-    return counts.long()
+def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
+    """[C] whole numbers >= 0 as int64; ValueError that names the argument."""
+    values = torch.as_tensor(values)
+    if values.dim() != 1 or len(values) == 0:
+        raise ValueError(f"{name} has shape {list(values.shape)}; it must be [C] with C >= 1")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name} is {values.dtype}; it must hold whole numbers, an integer dtype")
+    if (low := int(values.min())) < 0:
+        raise ValueError(f"{name}[{int(values.argmin())}] is {low}; it must be 0 or more")
+    return values.long()

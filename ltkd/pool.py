@@ -19,7 +19,7 @@ import torch
 
 from . import parallel
 from .data import DataError
-from .files import Stopped, alive, cores
+from .files import Stopped, alive, clock, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -269,7 +269,7 @@ def _display(
         if not finished:
             return ""
         seconds = (time.monotonic() - began) / finished * (total - finished)
-        return f"{_clock(seconds)} left"
+        return f"{clock(seconds)} left"
 
     def look() -> None:
         while not over.wait(0.5):
@@ -319,7 +319,7 @@ def _read_progress(store: Store, spec: RunSpec) -> dict[str, Any] | None:
 
 
 def _note(now: dict[str, Any]) -> str:
-    text = f"{now['images_per_second']:.0f} images/s, {_clock(now['seconds_left'])} left"
+    text = f"{now['images_per_second']:.0f} images/s, {clock(now['seconds_left'])} left"
     return text if now["accuracy"] is None else f"{text}, test {now['accuracy']:.1f} %"
 
 
@@ -335,14 +335,3 @@ def progress_of(store: Store, spec: RunSpec) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

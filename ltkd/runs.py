@@ -8,7 +8,6 @@ another device is reused, and shown as such.
 import io
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from .data import fingerprint, load
 from .models import create_model
 from .params import RunSpec
 from .teacher import Teacher
-from .train import Diverged, Progress, Trainer, initial_objective
+from .train import Diverged, Trainer, initial_objective
 
 NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are then made anew
 
@@ -123,25 +122,21 @@ class Store:
                     raise ValueError(f"{name} does not match its sha256")
         except FileNotFoundError as error:
             if path.exists():
-                self._set_aside(path, f"{error.filename} is missing")
+                files.set_aside(path, f"{error.filename} is missing")
             return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._set_aside(path, str(error))
+            files.set_aside(path, str(error))
             return None
         if spec.method == "teacher" and values["status"] == "done":
             model = self.model_path(spec)
             if not model.exists():
                 return None
             if files.sha256(model) != values["model_sha256"]:
-                self._set_aside(model, "it does not match its record's sha256")
+                files.set_aside(model, "it does not match its record's sha256")
                 return None
         record = RunRecord(spec, values, folder)
         self._read[path] = _stamp(path, values), record
         return record
-
-    def _set_aside(self, path: Path, why: str) -> None:
-        aside = files.set_aside(path)
-        print(f"{path}: damaged ({why}); kept as {aside.name}, the run is made anew", flush=True)
 
     def put(
         self, spec: RunSpec, values: dict[str, Any], blobs: dict[str, bytes], model: bytes | None
@@ -175,7 +170,7 @@ class Store:
         path, buffer = self.folder / "splits" / f"{name[:16]}.npy", io.BytesIO()
         np.save(buffer, indices, allow_pickle=False)
         if path.exists() and path.read_bytes() != buffer.getvalue():
-            print(f"{path}: damaged; kept as {files.set_aside(path).name}, made anew", flush=True)
+            files.set_aside(path, "other bytes")
         if not path.exists():
             files.write_atomic(path, buffer.getvalue())
         return name
@@ -225,17 +220,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _never() -> bool:
-    return False
-
-
 def run(
     spec: RunSpec,
     *,
     outputs: str | Path | None = None,
     device: str = "auto",
     data_root: str | Path | None = None,
-    stop: Callable[[], bool] = _never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RunRecord:
     """The record of ``spec``: read when it is there, made when it is not (its teacher's first).
 
@@ -297,14 +288,12 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if not checkpoint.exists():
                 raise
-            files.set_aside(checkpoint)
-            print(f"{checkpoint}: damaged ({error}); set aside, the run begins anew", flush=True)
+            files.set_aside(checkpoint, error)
         return begin()
 
-    def tell(now: Progress) -> None:
+    def tell(now: dict[str, Any]) -> None:
         if parallel.rank() == 0:
-            about = {**vars(now), "pid": os.getpid(), "time": time.time()}
-            files.write_atomic(progress, json.dumps(about))
+            files.write_atomic(progress, json.dumps(now | {"pid": os.getpid()}))
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "status": "done",

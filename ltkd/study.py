@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from . import files, pool
 from .adjust import TAUS, adjusted_counts
 from .data import DataError, LongTailed, Size, load, resolve, size_of
+from .groups import class_groups
 from .methods import ABLATIONS, METHODS, Args
 from .notebooks import MANIFEST
 from .params import (
@@ -283,7 +283,7 @@ class Study:
     def _accuracies(self, record: RunRecord, correct: np.ndarray) -> dict[str, float]:
         about = record.values["data"]
         total = np.asarray(about["test_counts"])
-        groups = _default_groups(tuple(about["counts"]))
+        groups = class_groups(about["counts"]).numpy()
         out = {"all": 100 * float(correct.sum() / total.sum())}
         for k, name in enumerate(("head", "medium", "tail")):
             out[name] = 100 * float((correct / total)[groups == k].mean())
@@ -297,7 +297,7 @@ class Study:
             frames.append(pd.DataFrame({
                 **{k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")},
                 "class_id": range(len(about["counts"])), "class_name": about["class_names"],
-                "count": about["counts"], "group": _default_groups(tuple(about["counts"])),
+                "count": about["counts"], "group": class_groups(about["counts"]).numpy(),
                 "accuracy": 100 * record.correct() / np.asarray(about["test_counts"]),
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -477,9 +477,3 @@ def _table(rows: Mapping[str, str]) -> str:
         for k, v in rows.items()
     )
     return f'<table class="facts"><tbody>{cells}</tbody></table>'
-
-
-def _default_groups(counts: tuple[int, ...]) -> np.ndarray:
-    from .groups import class_groups
-
-    return class_groups(torch.tensor(counts), 3).numpy()

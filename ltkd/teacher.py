@@ -74,32 +74,25 @@ class Table:
         self, path: Path, row: np.dtype[Any], length: int, stop: Callable[[], bool]
     ) -> None:
         self.path, self.dtype, self.length = path, row, length
-        found = self._open()
-        if found is None:
-            with locked(path.with_suffix(".lock"), stop):
-                found = self._open()
-                if found is None:
-                    part = path.with_suffix(".part")
-                    memmap = np.lib.format.open_memmap
-                    memmap(part, mode="w+", dtype=self.dtype, shape=(length,))
-                    os.replace(part, path)
-                    found = self._open()
-        assert found is not None
-        self.rows = found
+        with locked(path.with_suffix(".lock"), stop):
+            if not self._whole():
+                part = path.with_suffix(".part")
+                np.lib.format.open_memmap(part, mode="w+", dtype=row, shape=(length,))
+                os.replace(part, path)
+        self.rows = np.lib.format.open_memmap(path, mode="r")  # never a pickle or an archive
 
-    def _open(self) -> np.memmap[Any, Any] | None:
-        """The file's rows; None where it is not there, or set aside because it is damaged."""
+    def _whole(self) -> bool:
+        """Whether the file is there, in its shape; a damaged one is set aside."""
         try:
-            rows = np.lib.format.open_memmap(self.path, mode="r")  # never a pickle or an archive
+            rows = np.lib.format.open_memmap(self.path, mode="r")
             if (rows.dtype, rows.shape) != (self.dtype, (self.length,)):
                 raise ValueError(f"it holds {rows.shape} of {rows.dtype}")
-            return rows
         except FileNotFoundError:
-            return None
+            return False
         except (ValueError, EOFError) as error:
-            aside = set_aside(self.path)
-            print(f"{self.path}: damaged ({error}); kept as {aside.name}, made anew", flush=True)
-            return None
+            set_aside(self.path, error)
+            return False
+        return True
 
     def read(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answers of the rows ``place`` [N], and which of them are filled."""

@@ -174,17 +174,6 @@ def half_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass
-class Progress:
-    """What a run tells while it trains."""
-
-    epoch: int
-    epochs: int
-    images_per_second: float
-    seconds_left: float
-    accuracy: float | None = None
-
-
-@dataclass
 class Trained:
     """What training gives back. predictions: class ids of the test images [N], last epoch."""
 
@@ -304,7 +293,7 @@ class Trainer:
         self.optimizer.step()
         self.sums += terms.double()
 
-    def train(self, stop: Callable[[], bool], tell: Callable[[Progress], None]) -> Trained:
+    def train(self, stop: Callable[[], bool], tell: Callable[[dict[str, Any]], None]) -> Trained:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
         spec, end = self.spec, self.steps * self.spec.epochs
         began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
@@ -337,11 +326,8 @@ class Trainer:
             accuracy = self._end_epoch(epoch)
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
-            tell(
-                Progress(
-                    epoch, spec.epochs, rate * spec.batch, (end - self.at.step) / rate, accuracy
-                )
-            )
+            tell({"epoch": epoch, "epochs": spec.epochs, "images_per_second": rate * spec.batch,
+                  "seconds_left": (end - self.at.step) / rate, "accuracy": accuracy})  # fmt: skip
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
                 self.at.seconds = now - began
                 self.save()

@@ -144,7 +144,7 @@ def install() -> None:
 
     notebooks._settle, runs.Store.put = settled, constant
     during(runs.Store, "put", "writing a record")
-    for name in ("write_runs", "write_headline", "_index"):
+    for name in ("write_runs", "_index"):
         during(build, name, "writing the index")
     train.CHECKPOINT_SECONDS, folders.BLOCK = 0.02, 8
     cli._notebooks = lambda _: [files.ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]

@@ -543,7 +543,7 @@ def test_a_pickle_is_loaded_from_no_place_of_a_study(made, tmp_path, capsys):
         again = run(spec, outputs=store.folder)
         assert again.values["history"] == good.values["history"]
         assert (again.predictions() == good.predictions()).all()
-        assert "damaged" in capsys.readouterr().out
+        assert "damaged" in capsys.readouterr().err
         assert not marker.exists()
     pickle.loads(plain)  # the proof that it would have done harm
     assert marker.exists()
@@ -586,8 +586,8 @@ def test_records(made, tmp_path, capsys, case):
     path.write_text(RECORDS[case](text, json.loads(text)))
     left = path.read_text()
     assert store.get(teacher) is None
-    assert "damaged (" in (said := capsys.readouterr().out)
-    assert "the run is made anew" in said
+    assert "damaged (" in (said := capsys.readouterr().err)
+    assert "made anew" in said
     if case != "nothing about a model":
         assert path.with_name("record.json.damaged").read_text() == left
 
@@ -640,7 +640,7 @@ def test_checkpoints(made, tmp_path, capsys, tiny, case, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(own, outputs=tmp_path)
     assert began == [0]
-    assert f"{path}: damaged (" in capsys.readouterr().out
+    assert f"{path}: damaged (" in capsys.readouterr().err
     assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == left
 
 

@@ -250,8 +250,8 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_used(tmp_path, tiny, capsys):
     data[len(data) // 2] ^= 1  # in a tensor: it still loads
     path.write_bytes(data)
     again = run(spec, outputs=tmp_path / "cut", device="cpu")
-    said = capsys.readouterr().out
-    assert f"{path}: damaged (its content does not match its sha256); set aside" in said
+    said = capsys.readouterr().err
+    assert f"{path}: damaged (its content does not match its sha256); kept as" in said
     assert path.with_name("checkpoint.safetensors.damaged").read_bytes() == data
     assert again.values["history"] == whole.values["history"]
     assert again.values["model_sha256"] == whole.values["model_sha256"]
@@ -263,7 +263,7 @@ def test_a_damaged_split_is_set_aside(tmp_path, tiny, capsys):
     good = path.read_bytes()
     path.write_bytes(good[:-3])
     run(tiny(epochs=1, seed=1), outputs=tmp_path, device="cpu")
-    assert f"{path}: damaged; kept as {path.name}.damaged" in capsys.readouterr().out
+    assert f"kept as {path.name}.damaged, made anew" in capsys.readouterr().err
     assert path.read_bytes() == good
 
 

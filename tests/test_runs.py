@@ -74,7 +74,7 @@ def test_a_damaged_record_is_set_aside_and_made_again(tmp_path, tiny, what, caps
         text[: len(text) // 2] if what == "half" else text + b" " * (what == "predictions")
     )
     assert Store(tmp_path).get(spec) is None
-    assert "record.json: damaged" in capsys.readouterr().out
+    assert "record.json: damaged" in capsys.readouterr().err
     assert (good.folder / "record.json.damaged").exists()
     again = run(spec, outputs=tmp_path)
     assert again.values["history"] == good.values["history"]
@@ -89,7 +89,7 @@ def test_a_damaged_teacher_is_not_used(tmp_path, tiny, capsys):
     data[-1] ^= 1
     path.write_bytes(data)
     run(spec, outputs=tmp_path)
-    assert "does not match its record's sha256" in capsys.readouterr().out
+    assert "does not match its record's sha256" in capsys.readouterr().err
     assert path.read_bytes() != bytes(data)
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, tiny, capsys):
     folder = Store(tmp_path).run_folder(spec)
     write_atomic(folder / "checkpoint.safetensors", b"not a checkpoint")
     run(spec, outputs=tmp_path)
-    assert "set aside, the run begins anew" in capsys.readouterr().out
+    assert "kept as checkpoint.safetensors.damaged, made anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["no bytes", "few bytes", "another shape", "a flipped bit"])
@@ -118,8 +118,8 @@ def test_a_damaged_table_is_filled_again(tmp_path, tiny, damage, capsys):
             np.save(table, rows[:5])
         said = "kept as logits.npy.damaged"
     record = run(tiny(method="kd_ce1", teacher="resnet8", epochs=1), outputs=tmp_path)
-    assert f"{table}: " in (out := capsys.readouterr().out)
-    assert said in out
+    assert f"{table}: " in (text := "".join(capsys.readouterr()))
+    assert said in text
     assert table.read_bytes() == good
     assert record.values["teacher_sha256"] == first.values["teacher_sha256"]
     assert not list(tmp_path.rglob("*.lock"))
@@ -130,7 +130,7 @@ def test_a_pickle_in_a_tables_place_is_not_loaded(tmp_path, tiny, capsys):
     (table,) = tmp_path.rglob("logits.npy")
     np.save(table, np.array([print], dtype=object), allow_pickle=True)
     run(tiny(method="kd_ce1", teacher="resnet8", epochs=1), outputs=tmp_path)
-    assert "kept as logits.npy.damaged" in capsys.readouterr().out
+    assert "kept as logits.npy.damaged" in capsys.readouterr().err
 
 
 def test_waiting_for_another_process_can_be_stopped(tmp_path, tiny):

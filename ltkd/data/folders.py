@@ -302,12 +302,6 @@ def _content(manifest: dict[str, Any]) -> str:
     return sha256(canonical([manifest["classes"], parts]))
 
 
-def _set_aside(path: Path) -> None:
-    set_aside(path)
-    why = "it does not match its sha256"
-    print(f"{path}: damaged ({why}); kept as {path.name}.damaged", file=sys.stderr, flush=True)
-
-
 def _prepared(folder: Path, wanted: str | None, thorough: bool) -> dict[str, Any] | None:
     """The manifest of arrays that are whole and of the ``wanted`` listing, if they are there."""
     path, arrays = folder / "manifest.json", [folder / f"{part}.npy" for part in PARTS]
@@ -319,14 +313,14 @@ def _prepared(folder: Path, wanted: str | None, thorough: bool) -> dict[str, Any
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
-        _set_aside(path)
+        set_aside(path, "it does not match its sha256")
         return None
     if wanted not in (None, manifest["listing"]) or not all(a.is_file() for a in arrays):
         return None
     if thorough or not _unchanged(folder):
         for part, array in zip(PARTS, arrays, strict=True):
             if sha256(array) != manifest[part]["sha256"]:
-                _set_aside(array)
+                set_aside(array, "it does not match its sha256")
                 return None
         _stamp(folder, arrays)
     return dict(manifest)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from ltkd.groups import whole_numbers
+
 
 def number(name: str, value: float, *, positive: bool = False) -> float:
     """`value` as a float; ValueError unless it is finite and >= 0 (> 0 if `positive`)."""
@@ -22,14 +24,7 @@ def number(name: str, value: float, *, positive: bool = False) -> float:
 
 def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
     """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish."""
-    groups = torch.as_tensor(groups)
-    if groups.dim() != 1 or groups.numel() == 0:
-        raise ValueError(f"groups has shape {list(groups.shape)}; it must be [C], an id a class")
-    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-        raise ValueError(f"groups is {groups.dtype}; it must be an integer dtype, such as int64")
-    if (low := int(groups.min())) < 0:
-        raise ValueError(f"groups holds the id {low}; ids must be >= 0")
-    ids, compressed = torch.unique(groups.long(), return_inverse=True)
+    ids, compressed = torch.unique(whole_numbers("groups", groups), return_inverse=True)
     return compressed, len(ids)
 
 

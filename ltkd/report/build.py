@@ -22,7 +22,7 @@ def build(
     jobs: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[str], list[str], int]:
-    """Execute the notebooks whose inputs changed, then ``write_runs``, the headline, the indexes.
+    """Execute the notebooks whose inputs changed, then ``write_runs``, the indexes.
 
     Returns the names of the reports made, the texts of those that failed, and how many a stop left.
     """
@@ -39,7 +39,6 @@ def build(
         if stale or _behind(study):
             held.enter_context(locked(reports / "index.lock", stop))
             write_runs(study)
-            write_headline(study)
             _index(study, sorted(notebooks[0].parent.glob("*.ipynb")))
     made = [result.notebook.stem for result in results if result.ok]
     broken = [result.error for result in results if not result.ok]
@@ -63,15 +62,6 @@ def _behind(study: Study) -> bool:
     made = [p.stat().st_mtime_ns for p in study.folder.glob("reports/*.manifest.json")]
     times = [max(made, default=0), *(path.stat().st_mtime_ns for path in indexes)]
     return times != sorted(times)
-
-
-def write_headline(study: Study) -> None:
-    """headline.svg: the summary's headline figure as a file of its own, for a README or a slide."""
-    _, cells = page.headline(study.folder)
-    for data in (output.get("data", {}) for cell in cells for output in cell.get("outputs", [])):
-        if "image/svg+xml" in data:
-            write_atomic(study.folder / "headline.svg", data["image/svg+xml"])
-            return
 
 
 def write_runs(study: Study) -> None:

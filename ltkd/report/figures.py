@@ -265,11 +265,10 @@ def differences(paired: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figur
 
 
 @styled
-def learning_curves(
-    curves: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str] = ("all", "tail")
-) -> Figure:
+def learning_curves(curves: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """Test accuracy by epoch, mean over seeds; ``methods`` in colour with range, others grey."""
-    curves = curves.dropna(subset=list(metrics))
+    metrics = ["all", "tail"]
+    curves = curves.dropna(subset=metrics)
     figure, panels = _panels(len(metrics), height=2.6 * len(metrics), sharex=True)
     for axes, metric in zip(panels, metrics, strict=True):
         ends = []
@@ -429,17 +428,15 @@ def frontier(adjusted: pd.DataFrame, methods: Sequence[str] = FOCUS) -> Figure:
 
 
 @styled
-def heat_map(
-    runs: pd.DataFrame, x: str, y: str, metrics: Sequence[str] = ("all", "tail")
-) -> Figure:
-    """Accuracy over two weights of a method, mean over seeds; a panel a metric.
+def heat_map(runs: pd.DataFrame, x: str, y: str) -> Figure:
+    """Accuracy over two weights of a method, mean over seeds: on all classes and on the tail.
 
     Raises ValueError where a seed stands twice in a cell: settings that differ otherwise too.
     """
     if runs.duplicated([x, y, "seed"]).any():
         raise ValueError(f"x = {x!r}, y = {y!r}: a cell has a seed twice; see tables.plane")
-    figure, panels = _panels(1, len(metrics), height=2.9, sharey=True)
-    for axes, metric in zip(panels, metrics, strict=True):
+    figure, panels = _panels(1, 2, height=2.9, sharey=True)
+    for axes, metric in zip(panels, ("all", "tail"), strict=True):
         grid = runs.pivot_table(index=y, columns=x, values=metric).sort_index(ascending=False)
         sns.heatmap(grid, ax=axes, **CELLS | {"vmin": None})
         axes.set(title=f"{metric}, %", xlabel=x, ylabel=y if axes is panels[0] else "")

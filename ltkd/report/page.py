@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..files import write_atomic
+from ..files import clock, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
         report = folder / "reports" / f"{source.stem}.html"
         broken = report.with_suffix(".failed.html")
         manifest = read_manifest(report.with_suffix(".manifest.json")) or {}
-        took = f" in {_duration(manifest['seconds'])}" if "seconds" in manifest else ""
+        took = f" in {clock(manifest['seconds'])}" if "seconds" in manifest else ""
         status, note = {
             (True, False): ("done", f"Done{took}"),
             (True, True): ("stale", "Last run failed; the report is of an earlier one."),
@@ -198,7 +198,6 @@ def write_index(
     renderer = Renderer()
     table = "" if problems is None or problems.empty else problems.to_html(index=False, border=0)
     manifests = [read_manifest(path) for path in sorted(folder.glob("reports/*.manifest.json"))]
-    tables = [name for name in ("runs.csv", "runs.json") if (folder / name).exists()]
     stem, cells = headline(folder)
     text = page(
         renderer,
@@ -214,7 +213,7 @@ def write_index(
         problems=tidy(table),
         links=[
             ("All studies", "../index.html"),
-            *((f"Every run as a table ({name})", name) for name in tables),
+            *((f"Every run as a table ({name})", name) for name in ("runs.csv", "runs.json")),
         ],
     )
     write_atomic(folder / "index.html", text)
@@ -268,8 +267,8 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         "Data": each(images),
         "Epochs": each(lambda m: str(m.get("epochs", ""))),
         "Seeds": ", ".join(map(str, sorted({s for m in manifests for s in m.get("seeds", [])}))),
-        "Training": _duration(max(m.get("training_seconds", 0) for m in manifests)),
-        "This page" if len(manifests) == 1 else "Pages": _duration(
+        "Training": clock(max(m.get("training_seconds", 0) for m in manifests)),
+        "This page" if len(manifests) == 1 else "Pages": clock(
             sum(m.get("seconds", 0) for m in manifests)
         ),
         "Finished": max(m.get("finished", "") for m in manifests)[:10],
@@ -277,10 +276,3 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         "Hardware": each(lambda m: m.get("hardware", "")),
     }
     return [(label, value) for label, value in facts.items() if value]
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

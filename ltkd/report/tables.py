@@ -312,13 +312,12 @@ def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").fillna("—")
 
 
-def plane(runs: pd.DataFrame, x: str = "alpha", y: str = "beta") -> pd.DataFrame:
-    """Of a sweep LTKD's settings that differ in two weights alone, the largest such set; empty
+def plane(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of a sweep LTKD's settings that differ in alpha and beta alone, the largest such set; empty
     where these do not span a plane."""
-    arguments = ["ce_weight", "kd_weight", "alpha", "beta", "temperature", "rebalance"]
-    rest = [name for name in arguments if name not in (x, y)]
     own = runs[runs["method"] == "ltkd"].drop_duplicates("run")  # one setting may have two names
-    parts = [part for _, part in own.groupby(rest) if min(part[x].nunique(), part[y].nunique()) > 1]
+    same = own.groupby(["ce_weight", "kd_weight", "temperature", "rebalance"])
+    parts = [part for _, part in same if part[["alpha", "beta"]].nunique().min() > 1]
     return max(parts, key=len, default=own[:0])
 
 

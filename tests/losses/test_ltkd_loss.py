@@ -148,7 +148,7 @@ def test_groups_are_a_buffer() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([0, -1, 2], r"groups holds the id -1"),
+        ([0, -1, 2], r"groups\[1\] is -1"),
         ([0.0, 1.0], r"groups is torch.float32"),
         ([True, False], r"groups is torch.bool"),
         ([], r"groups has shape \[0\]"),

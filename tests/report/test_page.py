@@ -151,7 +151,7 @@ def test_structure_for_readers_and_screen_readers(html: str) -> None:
         "γ = 100: 10,847 training",
         "240",
         "0, 1",
-        "75 min",
+        "1 h 15 min",
         "2025-11-20",
         "0.1.0 (abcdef01)",
     ]:
