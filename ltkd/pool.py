@@ -1,5 +1,6 @@
 """Many runs side by side in local processes: teachers first, one failure stops no other."""
 
+import gc
 import os
 import signal
 import sys
@@ -56,6 +57,7 @@ def _enter(stop: Any, parent: int) -> None:
 
 
 def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
+    gc.collect()  # an earlier run's network and mapped table hang in cycles until Python looks
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what an earlier run of this process kept others may need
     with _AT_WORK:

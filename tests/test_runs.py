@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
 
-from ltkd import RunRecord, run
+from ltkd import RunRecord, pool, run
 from ltkd.files import Stopped, locked, write_atomic
 from ltkd.runs import Store, identity, pick_device
 
@@ -219,3 +220,21 @@ def test_cuda_without_a_gpu_is_refused():
         assert pick_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="allowed here: auto, cpu"):
             pick_device("cuda")
+
+
+def test_a_worker_frees_the_last_run_before_the_next(tmp_path, tiny, monkeypatch):
+    class Trainer:
+        """What a run leaves: an object that holds itself."""
+
+    left, freed = [], []
+
+    def work(spec, **options):
+        freed.append([ref() is None for ref in left])
+        trainer = Trainer()
+        trainer.itself = trainer
+        left.append(weakref.ref(trainer))
+
+    monkeypatch.setattr(pool, "run", work)
+    for _ in range(3):
+        pool._work(tiny(), tmp_path, "cpu", None)
+    assert freed == [[], [True], [True, True]]

@@ -11,14 +11,13 @@ import pytest
 from ltkd.report import claims, tables
 
 ROOT = Path(__file__).parent.parent
-STUDY = "cifar100_lt_short"
 
 
-def frames(part="distillation"):
-    folder = ROOT / "outputs" / STUDY
+def frames(part="distillation", study="cifar100_lt_short", curves="03_distillation.frontier-*.csv"):
+    folder = ROOT / "outputs" / study
     runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
-    (curves,) = folder.glob("reports/03_distillation.frontier-*.csv")
-    return runs[runs["part"] == part], pd.read_csv(curves)
+    (path,) = folder.glob(f"reports/{curves}")
+    return runs[runs["part"] == part], pd.read_csv(path)
 
 
 def accuracy_rows():
@@ -56,10 +55,17 @@ def height_rows():
         yield f"| {tables.marked(part['label'].iloc[0])} | {text} |"
 
 
+def chosen_rows():
+    runs, adjusted = frames("sweep", "cifar100_lt_tune", "04_ablations.settings-*.csv")
+    for label, row in tables.chosen(runs, adjusted).iterrows():
+        yield f"| {label} | {' | '.join(map(str, row))} |"
+
+
 @pytest.mark.parametrize(
     ("file", "rows"),
     [("README.md", accuracy_rows), ("outputs/FINDINGS.md", accuracy_rows),
-     ("outputs/FINDINGS.md", difference_rows), ("outputs/FINDINGS.md", height_rows)],
+     ("outputs/FINDINGS.md", difference_rows), ("outputs/FINDINGS.md", height_rows),
+     ("outputs/FINDINGS.md", chosen_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
     text = (ROOT / file).read_text()
@@ -70,5 +76,5 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 
 
 if __name__ == "__main__":
-    for rows in (accuracy_rows, difference_rows, height_rows):
+    for rows in (accuracy_rows, difference_rows, height_rows, chosen_rows):
         print(*rows(), "", sep="\n")

@@ -399,14 +399,16 @@ def trade_off(summary: pd.DataFrame) -> Figure:
 
 
 @styled
-def frontier(adjusted: pd.DataFrame, methods: Sequence[str] = FOCUS) -> Figure:
-    """Head against tail while the prior is taken out of finished students, a curve a method.
+def frontier(adjusted: pd.DataFrame, by: str = "method", methods: Sequence[str] = FOCUS) -> Figure:
+    """Head against tail while the prior is taken out of finished students, a curve a method or,
+    ``by`` variant, a setting.
 
     Filled: as trained; hollow: tau = 1. ``methods`` are in colour, the others grey.
     """
     figure, (axes,) = _panels(height=3.8)
-    ends: list[tuple[float, float, str, str]] = []
-    for method, part in adjusted.groupby("method", sort=False):
+    ends: dict[str, tuple[float, float, str, str]] = {}
+    for _, part in adjusted.groupby(by, sort=False):
+        method = part["method"].iloc[0]
         course = part.groupby("tau")[["head", "tail"]].mean()
         if method not in methods:
             axes.plot(course["head"], course["tail"], color="0.85", lw=1, zorder=1)
@@ -418,12 +420,12 @@ def frontier(adjusted: pd.DataFrame, methods: Sequence[str] = FOCUS) -> Figure:
         own = course.loc[stands]
         axes.plot(own["head"], own["tail"], marker, color=colour)
         axes.plot(x, y, marker, color=colour, mfc="white", mew=1.4)
-        ends.append((x, y, str(part["label"].iloc[0]), colour))
+        ends.setdefault(method, (x, y, str(part["label"].iloc[0]), colour))
     axes.set(xlabel="head classes, %", ylabel="tail classes, %")
     _note(
         figure, "mean over seeds; filled: as trained; hollow: prior removed; lines: τ from 0 to 2"
     )
-    _end_labels(axes, ends)
+    _end_labels(axes, list(ends.values()))
     return figure
 
 

@@ -291,10 +291,7 @@ def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
     student's biased space, so that one trained with balanced softmax stands at 1. On held-out
     images this is a choice, on test images it would be a leak.
     """
-    tried = {
-        "": runs.assign(tau="as trained"),
-        ", τ chosen too": adjusted[adjusted["run"].isin(runs["run"])],
-    }
+    tried = {"": runs.assign(tau="as trained"), ", τ chosen too": adjusted}
     rows = {}
     for label, (how, frame) in product(runs["label"].unique(), tried.items()):
         part = frame[frame["label"] == label]

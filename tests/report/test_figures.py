@@ -62,7 +62,7 @@ def test_the_frontier_marks_where_a_method_stands():
     frame = pd.concat(parts, ignore_index=True)
     frame["head"] -= 9 * frame["tau"]
     frame["as_trained"] = frame["tau"] == (frame["method"] == "balanced_softmax")
-    axes = figures.frontier(frame, ["kd", "balanced_softmax"]).axes[0]
+    axes = figures.frontier(frame, methods=["kd", "balanced_softmax"]).axes[0]
     curve, own, one = axes.lines[:3]
     mean = frame[frame["method"] == "kd"].groupby("tau")[["head", "tail"]].mean()
     np.testing.assert_allclose(curve.get_xydata(), mean)
@@ -72,6 +72,14 @@ def test_the_frontier_marks_where_a_method_stands():
     assert to_hex(axes.lines[3].get_color()) == to_hex("0.85")
     own, one = axes.lines[5:]
     np.testing.assert_allclose(own.get_xydata(), one.get_xydata())
+    settings = [
+        frame.assign(variant="T = 2"),
+        frame.assign(variant="T = 4", tail=frame["tail"] + 9),
+    ]
+    frame = pd.concat([part[part["method"] == "kd"] for part in settings])
+    figure = figures.frontier(frame, "variant")  # a curve a setting, its method named once
+    assert len(figure.axes[0].lines) == 2 * 3
+    assert texts(figure).count("KD") == 1
 
 
 def test_a_method_has_one_colour():
