@@ -81,11 +81,15 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "
-        f"{len(p.seeds)} seeds, {len(p.methods)} methods. " + SETTING[papers]
+        f"{_many(p.seeds, 'seed')}, {_many(p.methods, 'method')}. " + SETTING[papers]
     )
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
     page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
     page.write_studies_index(study.folder.parent)
+
+
+def _many(things: Sequence[Any], what: str) -> str:
+    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 
 SETTING = {
