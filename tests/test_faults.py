@@ -263,7 +263,8 @@ def test_a_damaged_split_is_set_aside(tmp_path, tiny, capsys):
     good = path.read_bytes()
     path.write_bytes(good[:-3])
     run(tiny(epochs=1, seed=1), outputs=tmp_path, device="cpu")
-    assert f"kept as {path.name}.damaged, made anew" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{path}: damaged (other bytes); kept as {path.name}.damaged, made anew" in said
     assert path.read_bytes() == good
 
 

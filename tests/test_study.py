@@ -177,6 +177,7 @@ def test_a_sweep_compares_settings_of_methods(tmp_path):
     study.make([spec for _, spec in study.specs("sweep")], jobs=2, quiet=True)
     ((_, runs),) = tables.settings(study, "sweep")
     assert runs["variant"].tolist() == [label for label, _ in found]
+    assert set(runs.loc[runs["method"] == "ltkd", "alpha"]) == {1.0, 2.0}
     plane = tables.plane(runs)  # neither the other temperature's cell nor KD's
     assert plane["variant"].tolist() == [label for label, _ in found[:4]]
     assert tables.plane(runs[runs["alpha"] != 2]).empty
