@@ -23,6 +23,7 @@ from .losses import LOSSES, Compared
 from .methods import METHODS
 from .models import forward_features, forward_maps
 from .params import RunSpec
+from .precision import autocast
 
 BLOCK = 256  # images a teacher batch, the last one padded: a row's bytes do not depend on who asks
 
@@ -191,8 +192,3 @@ class Teacher:
         """What the loss compares, of the images ``index`` [B], seen as ``x``: logits [B, C],
         pooled maps [B, C, r, r], or a list of features."""
         return self.rows[index].float() if self.rows is not None else self._ask(x)
-
-
-def autocast(spec: RunSpec, device: torch.device) -> torch.autocast:
-    """bf16 autocast where the spec asks for it; weights, losses and the optimiser stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")

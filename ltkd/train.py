@@ -29,7 +29,8 @@ from .losses import LOSSES, Entry
 from .methods import METHODS, Method
 from .models import create_model
 from .params import RECIPES, RunSpec, on_the_fly
-from .teacher import Teacher, answer, autocast, views_of_epoch
+from .precision import autocast
+from .teacher import Teacher, answer, views_of_epoch
 
 EVAL_BATCH = 500
 CHECKPOINT_SECONDS = 60.0
