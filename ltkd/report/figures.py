@@ -220,6 +220,23 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
 
 
 @styled
+def corrections(taken: pd.DataFrame) -> Figure:
+    """What each method takes off the teacher's logits, from the largest class to the smallest."""
+    figure, (axes,) = _panels(height=3.0)
+    looks = [(look("kd_adjusted")[0], 0.0), (look("ltkd")[0], 0.2), ("#7a7a7a", 0.2)]
+    names = []
+    for (by, part), (colour, shade) in zip(taken.groupby("by", sort=False), looks, strict=False):
+        x = part["rank"] + 1
+        axes.fill_between(x, part["low"], part["high"], color=colour, alpha=shade, lw=0)
+        axes.plot(x, part["mean"], color=colour)
+        names.append((x.iloc[-1], part["mean"].iloc[-1], fill(str(by), 16), colour))
+    axes.set(xlabel="class, by number of training images", ylabel="taken off its logit")
+    _end_labels(axes, names, gap=26)
+    _note(figure, "less the mean over classes; shaded: middle 95 % of batches")
+    return figure
+
+
+@styled
 def accuracy_by_frequency(per_class: pd.DataFrame) -> Figure:
     """One label's test accuracy by class against training images; a line marks a group's mean."""
     figure, (axes,) = _panels(height=2.9)

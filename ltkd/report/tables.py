@@ -563,6 +563,57 @@ def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
     return {k: Interval(x.mean(), low[k], high[k], len(x)) for k, x in effects.items()}
 
 
+def corrections(
+    logits: Any, counts: Any, groups: Sequence[int], *, temperature: float, size: int = 64,
+    draws: int = 100, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """What is taken off a teacher's logits, class by class, less its mean over the classes.
+
+    Each distillation loss is zero at one student: KD from an adjusted teacher at z_T - log pi, LTKD
+    at z_T - T log b_G, with b of the batch. Here are log pi and, for each number of groups, the
+    mean of T log b over ``draws`` random batches of training images, with their middle 95 %.
+
+    logits [N, C] of training images, counts [C]. Tidy: by, rank (0 the largest class), count, mean,
+    low, high, and scatter, the standard deviation over batches.
+    """
+    import torch
+
+    from ..groups import class_groups
+    from ..losses.decomposition import group_log_probs
+    from ..losses.ltkd import log_batch_mass
+
+    counts, rng = torch.as_tensor(counts), np.random.default_rng(seed)
+    z, order = torch.as_tensor(logits).double(), counts.argsort(descending=True, stable=True)
+    chosen = [torch.from_numpy(rng.choice(len(z), size)) for _ in range(draws)]
+    taken = {LABELS["kd_adjusted"]: (counts / counts.sum()).double().log()[None]}
+    for n in groups:
+        ids = class_groups(counts, n)
+        log_p, _ = group_log_probs(z, ids, n, temperature)
+        log_b = torch.stack([log_batch_mass(log_p[batch]) for batch in chosen])
+        taken[f"{LABELS['ltkd']}, n = {n}"] = temperature * log_b[:, ids]
+    rows = []
+    for by, each in taken.items():
+        each = (each - each.mean(1, keepdim=True))[:, order].numpy()
+        low, high = np.quantile(each, TAILS, axis=0)
+        rows.append(pd.DataFrame({"by": by, "rank": range(len(order)), "count": counts[order],
+                                  "mean": each.mean(0), "low": low, "high": high,
+                                  "scatter": each.std(0)}))  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def correction_strengths(taken: pd.DataFrame) -> pd.DataFrame:
+    """How much of the prior each of ``corrections`` takes off: its slope on log pi, what the slope
+    leaves over, and how far one batch is from another, in units of a logit."""
+    mean = taken.pivot(index="rank", columns="by", values="mean")[list(taken["by"].unique())]
+    prior = mean[LABELS["kd_adjusted"]]
+    slope = mean.mul(prior, axis=0).sum() / (prior**2).sum()
+    rest = mean - np.outer(prior, slope)
+    scatter = taken.groupby("by")["scatter"].mean()
+    table = {"part of the prior taken off (slope)": slope, "scatter over batches (sd)": scatter,
+             "left over (rms)": (rest**2).mean() ** 0.5}  # fmt: skip
+    return pd.DataFrame(table).loc[mean.columns].round(2)
+
+
 def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> pd.DataFrame:
     """Where each group's test images go, percent over all seeds: label, true, predicted, share."""
     groups, rows = np.asarray(data.groups(3)), []

@@ -81,6 +81,23 @@ def test_every_class_its_own_group() -> None:
     torch.testing.assert_close(loss, 0.3 * KDLoss()(student, teacher), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_it_is_zero_at_the_teachers_logits_less_the_groups_log_mass(n: int) -> None:
+    """z_S = z_T - T log b_G, with any constant a sample; elsewhere it is not."""
+    _, teacher = logits(8, 20)
+    groups, t = class_groups(list(range(20)), n), 3.0
+    p = (teacher / t).softmax(1)
+    b = torch.stack([p[:, groups == g].sum() for g in range(n)])
+    student = teacher - t * b.log()[groups] + torch.randn(8, 1, dtype=torch.float64)
+    loss = LTKDLoss(groups, alpha=2.0, beta=0.5, temperature=t)
+    student.requires_grad_()
+    found = loss(student, teacher)
+    assert abs(found.item()) < 1e-13
+    assert torch.autograd.grad(found, student)[0].abs().max() < 1e-13
+    if n > 1:
+        assert loss(teacher, teacher) > 1e-3
+
+
 def test_permuting_classes_with_their_groups_changes_nothing() -> None:
     student, teacher = logits(6, 12)
     groups = class_groups(list(range(12)), 4)

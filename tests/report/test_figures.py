@@ -154,6 +154,16 @@ def test_the_other_figures():
     assert len(figures.images(np.zeros((7, 3, 4, 4), np.uint8), ["x"] * 7).axes) == 10
 
 
+def test_what_is_taken_off_is_drawn_once_for_each_method():
+    logits = np.random.default_rng(0).normal(size=(50, 6))
+    counts = [9, 8, 5, 3, 2, 1]
+    taken = tables.corrections(logits, counts, [3, 6], temperature=2.0, size=8, draws=4)
+    figure = figures.corrections(taken)
+    for by, line in zip(taken["by"].unique(), figure.axes[0].lines, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), taken.query("by == @by")["mean"])
+        assert by in texts(figure).replace("\n", " ")
+
+
 def test_no_rows_give_a_line_of_text():
     assert "no such runs" in texts(figures.differences(tables.paired(runs(["ltkd"]), "kd")))
 

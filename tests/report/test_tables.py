@@ -229,6 +229,32 @@ def test_teacher_mass_of_a_known_teacher():
     assert removed.mean == pytest.approx(50)
 
 
+def test_corrections_of_a_teacher_that_leans_on_the_prior():
+    """z = 0.8 log pi of every image: T log b is 0.8 log pi + a constant, at any T, where every
+    class is its own group; with fewer groups it is a staircase, worked out here class by class."""
+    counts = np.array([50, 1, 20, 5])  # not in order
+    prior = np.log(counts / counts.sum())
+    taken = tables.corrections(
+        np.tile(0.8 * prior, (30, 1)), counts, [2, 4], temperature=3.0, size=8, draws=5
+    )
+    assert list(taken["count"][:4]) == [50, 20, 5, 1]
+    own = {by: part["mean"].to_numpy() for by, part in taken.groupby("by")}
+    falling = np.sort(prior)[::-1]
+    np.testing.assert_allclose(own["KD, adjusted teacher"], falling - prior.mean())
+    np.testing.assert_allclose(own["LTKD, n = 4"], 0.8 * (falling - prior.mean()))
+    p = np.exp(0.8 * falling / 3) / np.exp(0.8 * falling / 3).sum()
+    steps = 3 * np.log([p[0] + p[1], p[0] + p[1], p[2] + p[3], p[2] + p[3]])
+    np.testing.assert_allclose(own["LTKD, n = 2"], steps - steps.mean())
+    assert (taken["scatter"] < 1e-12).all()  # every image is alike, so every batch is
+    assert taken["low"].to_numpy() == pytest.approx(taken["high"].to_numpy())
+    slope, scatter, rest = tables.correction_strengths(taken).loc["LTKD, n = 4"]
+    assert (slope, scatter, rest) == (0.8, 0.0, 0.0)
+    slope, _, rest = tables.correction_strengths(taken).loc["LTKD, n = 2"]
+    x, y = falling - prior.mean(), steps - steps.mean()
+    assert slope == round((x @ y) / (x @ x), 2)
+    assert rest == round(np.sqrt(np.mean((y - (x @ y) / (x @ x) * x) ** 2)), 2)
+
+
 def test_the_margin_is_the_papers_largest_change():
     assert claims.group_margin() == pytest.approx(1.30)  # WRN-40-2-ShuffleNetV1, 48.60 to 49.90
 
