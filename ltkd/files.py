@@ -187,7 +187,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def hardware() -> str:
-    """One line on the machine: processor, its bf16, cores in use and the GPU where there is one."""
+    """One line on the machine: processor, cores in use and the GPU where there is one."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -195,10 +195,6 @@ def hardware() -> str:
     text = f"{model or platform.processor() or platform.machine()}, {cores()} cores"
     import torch
 
-    from .precision import native_bf16
-
-    if not native_bf16():
-        text += ", bf16 by fp32"
     if torch.cuda.is_available():
         text += f", {torch.cuda.get_device_name()}"
     return text

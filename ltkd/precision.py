@@ -14,27 +14,32 @@ from .params import RunSpec
 
 
 @cache
-def native_bf16() -> bool:
-    """Whether convolutions in bf16 have a fast kernel on this processor."""
+def fast_bf16() -> bool:
+    """Whether torch has a fast kernel for convolutions in bf16 on this processor."""
     return bool(torch.backends.mkldnn.is_available()) and bool(
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
-class Bf16ByFp32(TorchFunctionMode):
-    """Autocast's convolutions and linear layers, from fp32 arithmetic: the bf16 operands are raised
-    and the fp32 result is rounded to bf16, in the gradient too.
+def by_fp32(spec: RunSpec, device: torch.device) -> bool:
+    """Whether this run's bf16 comes from fp32 arithmetic; its record says so."""
+    return spec.precision == "bf16" and device.type == "cpu" and not fast_bf16()
 
-    Products of bf16 numbers are exact in fp32 and sums are fp32 in bf16 instructions as well, so
-    only the order of the sums differs, as it does between processors. Without such instructions
-    torch takes a reference kernel, and a step of VGG8 is about twenty times slower than this.
+
+class Bf16ByFp32(TorchFunctionMode):
+    """Autocast's convolutions and linear layers, from fp32 arithmetic: the operands are rounded to
+    bf16 and raised, and the result is rounded to bf16, in the gradient too.
+
+    Products of bf16 numbers are exact in fp32, and bf16 instructions sum in fp32 as well, so that
+    results differ in the last place only, by the order of the sums, as they do between processors.
+    Where torch has no fast kernel, a step of VGG8 takes it about twenty times as long as this.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in (F.conv2d, F.linear):
+        if func not in (F.conv2d, F.linear) or not torch.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             raised = {key: _through_bf16(value) for key, value in kwargs.items()}
@@ -49,10 +54,8 @@ def _through_bf16(value: Any) -> Any:
 @contextmanager
 def autocast(spec: RunSpec, device: torch.device) -> Iterator[None]:
     """bf16 autocast where the spec asks for it; weights, losses and the optimiser stay fp32."""
-    bf16 = spec.precision == "bf16"
-    slow = bf16 and device.type == "cpu" and not native_bf16()
     with (
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
-        Bf16ByFp32() if slow else nullcontext(),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16"),
+        Bf16ByFp32() if by_fp32(spec, device) else nullcontext(),
     ):
         yield

@@ -26,6 +26,7 @@ from . import files, parallel
 from .data import fingerprint, load
 from .models import create_model
 from .params import RunSpec
+from .precision import by_fp32
 from .teacher import Teacher
 from .train import Diverged, Trainer, initial_objective
 
@@ -319,7 +320,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     if parallel.rank():
         return
     values |= {
-        "device": torch.cuda.get_device_name() if gpu else "cpu", "hardware": files.hardware(),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "hardware": files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else ""),
         "compiled": False, "code": files.code_version(), "versions": files.versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

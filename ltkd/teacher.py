@@ -156,18 +156,18 @@ class Teacher:
         table = self.table = self.table or self._table(self.folder, stop)
         place = (view.cpu() * len(view) + torch.arange(len(view))).numpy()
         rows, good = table.read(place)
-        if not good.all():
-            # Another run that wants these very rows waits; one that wants others goes on.
-            lock = table.path.with_suffix(f".{zlib.crc32(place.tobytes()):08x}.lock")
-            with locked(lock, stop):
-                rows, good = table.read(place)
-                missing = np.flatnonzero(~good)
-                for start in range(0, len(missing), BLOCK):
-                    if stop():
-                        raise Stopped("stopped while a teacher's table was filled")
-                    block = missing[start : start + BLOCK]
-                    rows[block] = self._block(torch.from_numpy(block).to(view.device), view)
-                    table.write(place[block], rows[block])
+        missing = np.flatnonzero(~good)
+        blocks = [missing[start : start + BLOCK] for start in range(0, len(missing), BLOCK)]
+        # Runs that want the same rows share the work: each takes the blocks in an order of its own
+        # and reads those that another has filled meanwhile.
+        for b in np.random.default_rng().permutation(len(blocks)):
+            if stop():
+                raise Stopped("stopped while a teacher's table was filled")
+            block = blocks[b]
+            rows[block], good = table.read(place[block])
+            if not good.all():
+                rows[block] = self._block(torch.from_numpy(block).to(view.device), view)
+                table.write(place[block], rows[block])
         self.rows = torch.from_numpy(rows).to(self.feed.device)
 
     def _block(self, index: Tensor, view: Tensor) -> np.ndarray:

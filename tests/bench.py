@@ -26,7 +26,7 @@ from ltkd.data import DataError, load
 from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.models import create_model
 from ltkd.params import RunSpec
-from ltkd.precision import native_bf16
+from ltkd.precision import fast_bf16
 from ltkd.runs import pick_device
 from ltkd.teacher import Teacher, views_of_epoch
 from ltkd.train import Trainer, initial_objective
@@ -114,7 +114,7 @@ def losses(device, trials):
 def peak(device, n=2048):
     """Operations a second of a matrix product, in bf16 where the machine has it, else in fp32:
     about what it can do at best."""
-    dtype = torch.bfloat16 if device.type == "cuda" or native_bf16() else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" or fast_bf16() else torch.float32
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     a @ b
     times = [seconds(lambda: a @ b, device) for _ in range(5)]

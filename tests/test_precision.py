@@ -1,5 +1,7 @@
 """bf16 autocast on a processor without bf16 instructions, against torch's own and float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,16 +23,12 @@ def layers():
     yield nn.Linear(11, 3), torch.randn(4, 11)
 
 
-def through(layer, x, *modes):
+def through(layer, x, mode):
     """Output, and gradients of the input and of the parameters, for one fixed outer gradient."""
     layer.zero_grad()
     x = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        for mode in modes:
-            mode.__enter__()
+    with torch.autocast("cpu", torch.bfloat16), mode:
         out = layer(x)
-        for mode in modes:
-            mode.__exit__(None, None, None)
     outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     out.backward(outer)
     return [out, x.grad, *(p.grad for p in layer.parameters())]
@@ -38,8 +36,6 @@ def through(layer, x, *modes):
 
 def as_double(layer, x):
     """The same in float64, of operands that are rounded to bf16 first: exact but for 1e-15."""
-    exact = type(layer).__new__(type(layer))
-    exact.__dict__.update(layer.__dict__)
     x = x.bfloat16().double().requires_grad_()
     own = [p.detach().bfloat16().double().requires_grad_() for p in layer.parameters()]
     weight, bias = own[0], own[1] if len(own) > 1 else None
@@ -63,7 +59,7 @@ def test_outputs_and_gradients_are_float64s_rounded_to_bf16(which):
         # fp32 sums of terms that cancel are off by some 1e-6 of the terms, not of their sum
         assert ((g.double() - e).abs() <= HALF * e.abs() + 1e-5).all()
         assert torch.equal(g, g.bfloat16().to(g.dtype))  # a bf16 number, whatever holds it
-    theirs = through(layer, x)
+    theirs = through(layer, x, nullcontext())
     for g, t in zip(got, theirs, strict=True):
         assert g.dtype == t.dtype
         assert (g - t).norm() < 2 * HALF * t.norm()  # torch's own kernel rounds sums, too
@@ -81,7 +77,7 @@ def test_it_is_used_where_there_are_no_instructions_and_only_there(monkeypatch, 
     monkeypatch.setattr(precision, "Bf16ByFp32", Seen)
     for native in (True, False):
         for kind in ("fp32", "bf16"):
-            monkeypatch.setattr(precision, "native_bf16", lambda native=native: native)
+            monkeypatch.setattr(precision, "fast_bf16", lambda native=native: native)
             used.clear()
             with autocast(tiny(precision=kind), CPU):
                 out = layer(x)
@@ -99,20 +95,34 @@ def test_a_network_is_as_near_to_fp32_as_autocast_itself(monkeypatch, tiny, netw
     with torch.inference_mode():
         exact = model(x)
         for native in (True, False):
-            monkeypatch.setattr(precision, "native_bf16", lambda native=native: native)
+            monkeypatch.setattr(precision, "fast_bf16", lambda native=native: native)
             with autocast(spec, CPU):
                 off[native] = (model(x).float() - exact).norm() / exact.norm()
     assert 0 < off[False] < 0.05
     assert off[False] < 2 * off[True]
 
 
-def test_a_run_by_fp32_ends_near_that_of_the_instructions(monkeypatch, tiny, tmp_path):
-    """And its record says by what it was made."""
+def test_where_autocast_is_off_nothing_is_rounded():
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16), Bf16ByFp32():
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+            assert layer(x).dtype == torch.float32
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_a_run_by_fp32_is_near_that_of_the_instructions_and_its_record_says_so(
+    monkeypatch, tiny, tmp_path
+):
     records = {}
     for native in (True, False):
-        monkeypatch.setattr(precision, "native_bf16", lambda native=native: native)
+        monkeypatch.setattr(precision, "fast_bf16", lambda native=native: native)
         spec = tiny(precision="bf16", epochs=2)
-        records[native] = run(spec, outputs=tmp_path / str(native))
-    first, second = (records[n].values["history"][0]["loss"] for n in (True, False))
-    assert first != second
-    assert second == pytest.approx(first, rel=0.02)
+        records[native] = run(spec, outputs=tmp_path / str(native)).values
+        plain = run(tiny(epochs=1), outputs=tmp_path / str(native)).values
+        assert "bf16" not in plain["hardware"]
+    assert "bf16" not in records[True]["hardware"]
+    assert records[False]["hardware"] == records[True]["hardware"] + ", bf16 by fp32"
+    for epoch in (0, 1):
+        first, second = (records[n]["history"][epoch]["loss"] for n in (True, False))
+        assert second == pytest.approx(first, rel=0.02)

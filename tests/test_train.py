@@ -14,7 +14,7 @@ from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.params import RunSpec
 from ltkd.runs import Store
-from ltkd.teacher import Table, Teacher, views_of_epoch
+from ltkd.teacher import Teacher, views_of_epoch
 from ltkd.train import (
     Stopped,
     half_weights,
@@ -231,22 +231,28 @@ def test_a_row_of_the_table_does_not_depend_on_who_asks(tmp_path, tiny, network,
     assert (rows.double() - direct).abs().max() < (2e-2 if precision == "bf16" else 1e-3) * scale
 
 
-def test_rows_that_another_run_filled_meanwhile_are_read(tmp_path, tiny, monkeypatch):
+def test_runs_that_want_the_same_rows_share_the_filling(tmp_path, tiny, monkeypatch):
+    """A second run, that asks between two blocks of the first, fills the other one."""
+    monkeypatch.setattr("ltkd.teacher.BLOCK", 200)  # two blocks of 390 rows
     spec, model = tiny(method="kd", teacher="resnet8"), initial_model(tiny(), 10).eval()
-    view, calls, read = np.zeros(390, int), [], Table.read
-    rows, _ = asked(tmp_path, spec, model, view)
+    view, filled, fill = np.arange(390) % 25, [], Teacher._block
+    alone, _ = asked(tmp_path / "alone", spec, model, view)
 
-    def late(self, place):
-        calls.append(place)
-        told, good = read(self, place)
-        return told, good & (len(calls) > 1)
+    def also(self, index, view):
+        told = fill(self, index, view)
+        filled.append(len(index))
+        if len(filled) == 1:
+            other, _ = asked(tmp_path / "shared", spec, model, view)
+            assert torch.equal(other, alone)
+        return told
 
-    monkeypatch.setattr(Table, "read", late)
-    monkeypatch.setattr(Teacher, "_block", None)
-    again, _ = asked(tmp_path, spec, model, view)
-    assert len(calls) == 2
-    assert torch.equal(rows, again)
-    assert not list(tmp_path.glob("*.lock"))
+    monkeypatch.setattr(Teacher, "_block", also)
+    again, checks = asked(tmp_path / "shared", spec, model, view)
+    assert torch.equal(again, alone)
+    assert (checks != 0).sum() == 390
+    # The first run's block is not written when the second asks: it alone is computed twice.
+    assert sorted(filled) in ([190, 190, 200], [190, 200, 200])
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_seeds_share_one_table_and_views_that_were_seen_cost_nothing(tmp_path, tiny, monkeypatch):
