@@ -380,6 +380,11 @@ class Study:
         """At which the teacher's masses are looked at: that of LTKD."""
         return float(self._spec(self._first(), "ltkd").method_args["temperature"])
 
+    @property
+    def batch(self) -> int:
+        """Over which LTKD's b is a sum."""
+        return self._spec(self._first(), "ltkd").batch
+
     def _first(self, pair: Pair | None = None) -> Place:
         return Place(pair or self.pairs[0], self.parameters.gammas[0], self.parameters.seeds[0])
 

@@ -255,6 +255,9 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
     assert cli.main(again) == 1
     assert "expected 98.00 to 100.00: OUTSIDE" in capsys.readouterr().out
+    monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(7, n=2))
+    assert cli.main(again) == 0
+    assert "7.00 % for every seed, so no interval is stated" in capsys.readouterr().out
     assert cli.main(["reproduce", str(path), "kdd", "--outputs", str(tmp_path)]) == 2
     assert "kdd: no row of tiny. Did you mean 'kd'?" in capsys.readouterr().err
 

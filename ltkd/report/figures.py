@@ -223,12 +223,12 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
 def corrections(taken: pd.DataFrame) -> Figure:
     """What each method takes off the teacher's logits, from the largest class to the smallest."""
     figure, (axes,) = _panels(height=3.0)
-    looks = [(look("kd_adjusted")[0], 0.0), (look("ltkd")[0], 0.2), ("#7a7a7a", 0.2)]
     names = []
-    for (by, part), (colour, shade) in zip(taken.groupby("by", sort=False), looks, strict=False):
-        x = part["rank"] + 1
-        axes.fill_between(x, part["low"], part["high"], color=colour, alpha=shade, lw=0)
-        axes.plot(x, part["mean"], color=colour)
+    for k, (by, part) in enumerate(taken.groupby("by", sort=False)):
+        x, colour = part["rank"] + 1, look("ltkd" if k else "kd_adjusted")[0]
+        line = ":" if k > 1 else "-"
+        axes.fill_between(x, part["low"], part["high"], step="mid", color=colour, alpha=0.15, lw=0)
+        axes.plot(x, part["mean"], line, color=colour, drawstyle="steps-mid")
         names.append((x.iloc[-1], part["mean"].iloc[-1], fill(str(by), 16), colour))
     axes.set(xlabel="class, by number of training images", ylabel="taken off its logit")
     _end_labels(axes, names, gap=26)

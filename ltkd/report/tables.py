@@ -80,9 +80,10 @@ def t_interval(values: Iterable[float]) -> Interval:
 
 def prediction(values: Iterable[float], m: int) -> Interval:
     """Where the mean of ``m`` new seeds falls in 95 of 100 cases: the t interval of the mean, wider
-    by sqrt(1 + n / m) for the new seeds' own scatter."""
+    by sqrt(1 + n / m) for the new seeds' own scatter. Seeds that are all equal, as with a handful
+    of right answers in the tail, say nothing of it: there is none (low and high are NaN)."""
     gap = t_interval(values)
-    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m)
+    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m) if gap.high > gap.low else np.nan
     return Interval(gap.mean, gap.mean - half, gap.mean + half, gap.n)
 
 
@@ -203,8 +204,11 @@ def to_reproduce(runs: pd.DataFrame) -> pd.DataFrame:
     cells = {}
     for method, rows in runs.groupby("method", sort=False):
         found = {metric: prediction(rows[metric], len(rows)) for metric in ("all", "tail")}
-        ends = {k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") for k, gap in found.items()}
-        cells[method] = ends if len(rows) > 1 else dict.fromkeys(ends, "one seed: no interval")
+        none = "one seed: no interval" if len(rows) == 1 else "seeds equal: no interval"
+        cells[method] = {
+            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.high > gap.low else none
+            for k, gap in found.items()
+        }
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row")
 
 
@@ -564,17 +568,18 @@ def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
 
 
 def corrections(
-    logits: Any, counts: Any, groups: Sequence[int], *, temperature: float, size: int = 64,
+    logits: Any, counts: Any, groups: Sequence[int], *, temperature: float, size: int,
     draws: int = 100, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """What is taken off a teacher's logits, class by class, less its mean over the classes.
 
-    Each distillation loss is zero at one student: KD from an adjusted teacher at z_T - log pi, LTKD
-    at z_T - T log b_G, with b of the batch. Here are log pi and, for each number of groups, the
-    mean of T log b over ``draws`` random batches of training images, with their middle 95 %.
+    KD from an adjusted teacher is zero at z_T - log pi, LTKD, in a batch, at z_T - T log b_G. Here
+    are log pi and, for each number of groups, T log b over ``draws`` random batches of ``size``
+    training images. Classes without an image are left out.
 
-    logits [N, C] of training images, counts [C]. Tidy: by, rank (0 the largest class), count, mean,
-    low, high, and scatter, the standard deviation over batches.
+    logits [N, C] of training images, counts [C]. Tidy: by, rank (0 the largest class), count; prior
+    (log pi, the mean over the class's group); mean; low, high: the middle 95 % of batches; scatter:
+    the standard deviation over batches.
     """
     import torch
 
@@ -583,35 +588,41 @@ def corrections(
     from ..losses.ltkd import log_batch_mass
 
     counts, rng = torch.as_tensor(counts), np.random.default_rng(seed)
-    z, order = torch.as_tensor(logits).double(), counts.argsort(descending=True, stable=True)
-    chosen = [torch.from_numpy(rng.choice(len(z), size)) for _ in range(draws)]
-    taken = {LABELS["kd_adjusted"]: (counts / counts.sum()).double().log()[None]}
+    order = counts.argsort(descending=True, stable=True)
+    order = order[counts[order] > 0]
+    log_pi = (counts.double() / counts.sum()).log()[order].numpy()
+    z = torch.as_tensor(logits).double()
+    chosen = [torch.from_numpy(rng.choice(len(z), size, replace=False)) for _ in range(draws)]
+    taken = {LABELS["kd_adjusted"]: (log_pi[None], log_pi)}
     for n in groups:
         ids = class_groups(counts, n)
         log_p, _ = group_log_probs(z, ids, n, temperature)
         log_b = torch.stack([log_batch_mass(log_p[batch]) for batch in chosen])
-        taken[f"{LABELS['ltkd']}, n = {n}"] = temperature * log_b[:, ids]
+        prior = pd.Series(log_pi).groupby(ids[order].numpy()).transform("mean").to_numpy()
+        taken[f"{LABELS['ltkd']}, n = {n}"] = temperature * log_b[:, ids[order]].numpy(), prior
     rows = []
-    for by, each in taken.items():
-        each = (each - each.mean(1, keepdim=True))[:, order].numpy()
+    for by, (each, prior) in taken.items():
+        each = each - each.mean(1, keepdims=True)
         low, high = np.quantile(each, TAILS, axis=0)
-        rows.append(pd.DataFrame({"by": by, "rank": range(len(order)), "count": counts[order],
-                                  "mean": each.mean(0), "low": low, "high": high,
-                                  "scatter": each.std(0)}))  # fmt: skip
+        rows.append(pd.DataFrame({
+            "by": by, "rank": range(len(order)), "count": counts[order], "mean": each.mean(0),
+            "prior": prior - prior.mean(), "low": low, "high": high, "scatter": each.std(0),
+        }))  # fmt: skip
     return pd.concat(rows, ignore_index=True)
 
 
 def correction_strengths(taken: pd.DataFrame) -> pd.DataFrame:
-    """How much of the prior each of ``corrections`` takes off: its slope on log pi, what the slope
-    leaves over, and how far one batch is from another, in units of a logit."""
-    mean = taken.pivot(index="rank", columns="by", values="mean")[list(taken["by"].unique())]
-    prior = mean[LABELS["kd_adjusted"]]
-    slope = mean.mul(prior, axis=0).sum() / (prior**2).sum()
-    rest = mean - np.outer(prior, slope)
-    scatter = taken.groupby("by")["scatter"].mean()
-    table = {"part of the prior taken off (slope)": slope, "scatter over batches (sd)": scatter,
-             "left over (rms)": (rest**2).mean() ** 0.5}  # fmt: skip
-    return pd.DataFrame(table).loc[mean.columns].round(2)
+    """``corrections`` in three numbers each: the slope on log pi between the groups (1: all of it),
+    the distance to log pi over the classes, inside the groups too, and the scatter over batches."""
+    rows, log_pi = {}, taken.groupby("by", sort=False).get_group(LABELS["kd_adjusted"])["prior"]
+    for by, part in taken.groupby("by", sort=False):
+        between, mean = part["prior"], part["mean"]
+        rows[by] = {
+            "taken off between groups (slope)": (mean * between).sum() / (between**2).sum(),
+            "distance to the prior (rms)": ((mean.to_numpy() - log_pi) ** 2).mean() ** 0.5,
+            "scatter over batches (sd)": part["scatter"].mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
 
 
 def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any) -> pd.DataFrame:

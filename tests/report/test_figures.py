@@ -157,7 +157,7 @@ def test_the_other_figures():
 def test_what_is_taken_off_is_drawn_once_for_each_method():
     logits = np.random.default_rng(0).normal(size=(50, 6))
     counts = [9, 8, 5, 3, 2, 1]
-    taken = tables.corrections(logits, counts, [3, 6], temperature=2.0, size=8, draws=4)
+    taken = tables.corrections(logits, counts, [2, 3, 6], temperature=2.0, size=8, draws=4)
     figure = figures.corrections(taken)
     for by, line in zip(taken["by"].unique(), figure.axes[0].lines, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), taken.query("by == @by")["mean"])

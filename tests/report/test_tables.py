@@ -45,6 +45,10 @@ def test_a_prediction_is_for_new_seeds():
     found = tables.prediction([1.0, 2.0, 3.0], 3)
     assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
     assert tables.to_reproduce(runs({"kd": [1.0, 2.0, 3.0]})).loc["kd", "tail"] == "−1.5 to 5.5"
+    equal = tables.prediction([2.0, 2.0, 2.0], 3)
+    assert equal.mean == 2
+    assert np.isnan([equal.low, equal.high]).all()
+    assert "no interval" in tables.to_reproduce(runs({"kd": [2.0, 2.0, 2.0]})).loc["kd", "tail"]
 
 
 def test_t_interval_against_scipy():
@@ -232,27 +236,30 @@ def test_teacher_mass_of_a_known_teacher():
 def test_corrections_of_a_teacher_that_leans_on_the_prior():
     """z = 0.8 log pi of every image: T log b is 0.8 log pi + a constant, at any T, where every
     class is its own group; with fewer groups it is a staircase, worked out here class by class."""
-    counts = np.array([50, 1, 20, 5])  # not in order
-    prior = np.log(counts / counts.sum())
-    taken = tables.corrections(
-        np.tile(0.8 * prior, (30, 1)), counts, [2, 4], temperature=3.0, size=8, draws=5
-    )
+    counts = np.array([50, 1, 20, 0, 5])  # not in order, and one class has no image
+    with np.errstate(divide="ignore"):
+        prior = np.log(counts / counts.sum())
+    teacher = np.tile(0.8 * prior, (30, 1))
+    taken = tables.corrections(teacher, counts, [2, 5], temperature=3.0, size=8, draws=5)
     assert list(taken["count"][:4]) == [50, 20, 5, 1]
+    assert len(taken) == 3 * 4
     own = {by: part["mean"].to_numpy() for by, part in taken.groupby("by")}
-    falling = np.sort(prior)[::-1]
-    np.testing.assert_allclose(own["KD, adjusted teacher"], falling - prior.mean())
-    np.testing.assert_allclose(own["LTKD, n = 4"], 0.8 * (falling - prior.mean()))
-    p = np.exp(0.8 * falling / 3) / np.exp(0.8 * falling / 3).sum()
-    steps = 3 * np.log([p[0] + p[1], p[0] + p[1], p[2] + p[3], p[2] + p[3]])
+    falling = np.log(np.array([50, 20, 5, 1]) / 76)
+    centred = falling - falling.mean()
+    np.testing.assert_allclose(own["KD, adjusted teacher"], centred)
+    np.testing.assert_allclose(own["LTKD, n = 5"], 0.8 * centred)
+    p = np.exp(0.8 * falling / 3)  # two groups of five classes: three and two, the empty one last
+    steps = 3 * np.log([p[0] + p[1] + p[2]] * 3 + [p[3]])
     np.testing.assert_allclose(own["LTKD, n = 2"], steps - steps.mean())
     assert (taken["scatter"] < 1e-12).all()  # every image is alike, so every batch is
-    assert taken["low"].to_numpy() == pytest.approx(taken["high"].to_numpy())
-    slope, scatter, rest = tables.correction_strengths(taken).loc["LTKD, n = 4"]
-    assert (slope, scatter, rest) == (0.8, 0.0, 0.0)
-    slope, _, rest = tables.correction_strengths(taken).loc["LTKD, n = 2"]
-    x, y = falling - prior.mean(), steps - steps.mean()
-    assert slope == round((x @ y) / (x @ x), 2)
-    assert rest == round(np.sqrt(np.mean((y - (x @ y) / (x @ x) * x) ** 2)), 2)
+    np.testing.assert_allclose(taken["low"], taken["high"])
+    strengths = tables.correction_strengths(taken)
+    assert list(strengths.loc["KD, adjusted teacher"]) == [1, 0, 0]
+    assert list(strengths.loc["LTKD, n = 5"]) == [0.8, round(0.2 * centred.std(), 2), 0]
+    drop = falling[:3].mean() - falling[3]  # two steps: the slope is the ratio of drops
+    slope, far, _ = strengths.loc["LTKD, n = 2"]
+    assert slope == round((steps[0] - steps[3]) / drop, 2)
+    assert far == round(np.sqrt(np.mean((steps - steps.mean() - centred) ** 2)), 2)
 
 
 def test_the_margin_is_the_papers_largest_change():
