@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from . import files, pool
@@ -90,6 +91,7 @@ class Study:
         self.store = Store(self.folder)
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._failed: dict[str, dict[str, str]] = {}
         self.size = cache(self._size_of)
 
@@ -403,6 +405,17 @@ class Study:
         """Logits of uint8 images [N, 3, H, W] in evaluation mode, as they are: float32 [N, C]."""
         spec = self._spec(self._first(), "student")
         return predict(model, self.data(), images, spec)
+
+    def train_logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The pair's teacher on the training images as they are, computed once: logits [N, C] and
+        labels [N]; where there are more than 20,000, of so many, evenly spaced."""
+        if pair.teacher not in self._seen:
+            data = self.data()
+            n = len(data.train_labels)
+            some = torch.linspace(0, n - 1, min(n, 20_000), dtype=torch.float64).round().long()
+            logits = self.logits(self.teacher(pair)[0], data.train_images[some])
+            self._seen[pair.teacher] = logits, data.train_labels[some]
+        return self._seen[pair.teacher]
 
     # ---- provenance
 

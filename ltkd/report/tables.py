@@ -545,11 +545,11 @@ def teacher_mass(
 def batches(study: Any, pair: Any) -> pd.DataFrame:
     """``teacher_mass`` in balanced test and long-tailed training batches, at the first gamma."""
     (model, _), data = study.teacher(pair), study.data()
-    kinds = {"balanced": (data.test_images, data.test_labels),
-             "long-tailed": (data.train_images, data.train_labels)}  # fmt: skip
     groups, t = data.groups(3), study.temperature
-    return pd.concat([teacher_mass(study.logits(model, images), labels, groups, kind, temperature=t)
-                      for kind, (images, labels) in kinds.items()], ignore_index=True)  # fmt: skip
+    kinds = {"balanced": (study.logits(model, data.test_images), data.test_labels),
+             "long-tailed": study.train_logits(pair)}  # fmt: skip
+    return pd.concat([teacher_mass(logits, labels, groups, kind, temperature=t)
+                      for kind, (logits, labels) in kinds.items()], ignore_index=True)  # fmt: skip
 
 
 def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
