@@ -136,7 +136,7 @@ def make(
                 close()
                 pool, broken = workers(), False
             while not broken and not halt.value and len(flying) < (1 if suspects else count):
-                ready = _next(todo, list(flying.values()), out)
+                ready = _next(todo, out)
                 if ready is None:
                     break
                 try:
@@ -208,29 +208,19 @@ def together(
     return out
 
 
-def _next(todo: dict[str, RunSpec], flying: Sequence[RunSpec], out: Outcome) -> RunSpec | None:
+def _next(todo: dict[str, RunSpec], out: Outcome) -> RunSpec | None:
     """The first run that can begin; it looks no further than that, for there may be thousands.
 
-    Two runs that ask for the same rows of a teacher's table would wait for each other, so one that
-    asks for others goes first. What has lost its teacher on the way is taken out, as failed.
+    What has lost its teacher on the way is taken out, as failed.
     """
-    busy = {_rows(spec) for spec in flying if spec.teacher}
-    second = None
     for name, spec in list(todo.items()):
         state = _teacher_state(spec, out)
         if state == "lost":
             del todo[name]
             out.failed[name] = f"{spec.title}: no teacher ({_why(spec, out)})"
-        elif state == "ready" and _rows(spec) not in busy:
-            return spec
         elif state == "ready":
-            second = second or spec
-    return second
-
-
-def _rows(spec: RunSpec) -> tuple[Any, ...]:
-    """Which rows of which teacher's table a run reads."""
-    return spec.teacher, spec.gamma, spec.seed
+            return spec
+    return None
 
 
 def _why(spec: RunSpec, out: Outcome) -> str:
