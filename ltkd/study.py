@@ -91,7 +91,7 @@ class Study:
         self.store = Store(self.folder)
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._train_logits: dict[str, tuple[Tensor, Tensor]] = {}
         self._failed: dict[str, dict[str, str]] = {}
         self.size = cache(self._size_of)
 
@@ -409,13 +409,13 @@ class Study:
     def train_logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """The pair's teacher on the training images as they are, computed once: logits [N, C] and
         labels [N]; where there are more than 20,000, of so many, evenly spaced."""
-        if pair.teacher not in self._seen:
+        if pair.teacher not in self._train_logits:
             data = self.data()
             n = len(data.train_labels)
             some = torch.linspace(0, n - 1, min(n, 20_000), dtype=torch.float64).round().long()
             logits = self.logits(self.teacher(pair)[0], data.train_images[some])
-            self._seen[pair.teacher] = logits, data.train_labels[some]
-        return self._seen[pair.teacher]
+            self._train_logits[pair.teacher] = logits, data.train_labels[some]
+        return self._train_logits[pair.teacher]
 
     # ---- provenance
 
