@@ -308,7 +308,7 @@ def chosen(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
             "setting": variant.removeprefix(f"{label}, "),
             "τ": tau,
             **{m: f"{means.loc[where, m]:.1f}" for m in METRICS},
-            f"all, over {len(over)} settings": f"{over.min():.1f} to {over.max():.1f}",
+            "all, over the settings (n)": f"{over.min():.1f} to {over.max():.1f} ({len(over)})",
         }
     return pd.DataFrame.from_dict(rows, orient="index").fillna("—")
 

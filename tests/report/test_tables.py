@@ -306,6 +306,7 @@ def test_every_claim_of_a_study_whose_answers_are_known():
         "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
         # Twice the logit in the head, whatever the image.
         "logits": lambda self, model, images: np.tile(np.repeat([2, 1, 1], [7, 6, 7]), (40, 1)),
+        "train_logits": lambda self, pair: (self.logits(None, None), data.train_labels),
     })()  # fmt: skip
     tests = claims.claims(study)
     yes, no = "confirmed", "contradicted"
@@ -369,7 +370,9 @@ def test_a_setting_is_chosen_as_trained_and_with_tau():
     }
     assert table["τ"].to_dict() == {"KD": "as trained", "KD, τ chosen too": 0.5}
     assert table["all"].tolist() == ["51.0", "56.0"]
-    assert table["all, over 2 settings"].tolist() == ["50.0 to 51.0", "54.0 to 56.0"]
+    assert table["all, over the settings (n)"].tolist() == ["50.0 to 51.0 (2)", "54.0 to 56.0 (2)"]
+    one = tables.chosen(trained, curves[curves["variant"] == "KD, temperature 4"])
+    assert one["all, over the settings (n)"].tolist() == ["50.0 to 51.0 (2)", "54.0 to 54.0 (1)"]
     assert list(tables.chosen(trained, curves[:0]).index) == ["KD"]
 
 
