@@ -68,7 +68,8 @@ def taken_off_rows():
     for t, part in taken.groupby("temperature"):
         for by, row in tables.correction_strengths(part).iterrows():
             if by.startswith("LTKD"):
-                yield f"| {by}, T = {t:g} | {' | '.join(f'{value:.2f}' for value in row)} |"
+                name = by.replace("\u00a0", " ")
+                yield f"| {name}, T = {t:g} | {' | '.join(f'{value:.2f}' for value in row)} |"
 
 
 @pytest.mark.parametrize(

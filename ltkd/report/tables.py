@@ -617,9 +617,9 @@ def correction_strengths(taken: pd.DataFrame) -> pd.DataFrame:
     rows, log_pi = {}, taken.groupby("by", sort=False).get_group(LABELS["kd_adjusted"])["prior"]
     for by, part in taken.groupby("by", sort=False):
         between, mean = part["prior"], part["mean"]
-        rows[by] = {
-            "taken off between groups (slope)": (mean * between).sum() / (between**2).sum(),
-            "distance to the prior (rms)": ((mean.to_numpy() - log_pi) ** 2).mean() ** 0.5,
+        rows[str(by).replace(" ", "\u00a0")] = {
+            "slope between groups": (mean * between).sum() / (between**2).sum(),
+            "distance to log π (rms)": ((mean.to_numpy() - log_pi) ** 2).mean() ** 0.5,
             "scatter over batches (sd)": part["scatter"].mean(),
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
