@@ -29,7 +29,7 @@ def outputs(tmp_path_factory):
     """The quick study made once, as `make study` makes it."""
     folder = tmp_path_factory.mktemp("outputs")
     command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == str(folder / "quick" / "index.html")
     return folder
