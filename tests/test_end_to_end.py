@@ -74,7 +74,7 @@ def test_the_same_records_give_the_same_page(outputs):
     before = report.read_text()
     report.with_suffix(".manifest.json").unlink()
     command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(outputs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert "101 runs, 1 reports made" in done.stdout
     facts = re.compile(r'<dl class="facts wide">.*?</dl>|<span>seal .*?</span>', re.S)
     assert facts.sub("", report.read_text()) == facts.sub("", before)
@@ -91,7 +91,7 @@ def test_pages_ask_for_nothing_from_outside(outputs):
 def test_a_second_call_does_nothing_and_says_why(outputs):
     before, began = snapshot(outputs), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(outputs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0
     assert "nothing to do: every run and report is up to date" in done.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 30
@@ -104,7 +104,7 @@ def test_top_to_bottom_as_it_is(outputs, path, monkeypatch):
     records = snapshot(outputs / "quick" / "runs")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": ROOT / "notebooks"}}
+        notebook, timeout=900, resources={"metadata": {"path": ROOT / "notebooks"}}
     ).execute()
     assert snapshot(outputs / "quick" / "runs") == records
 
@@ -115,7 +115,7 @@ def test_plain_papermill(outputs, path, tmp_path):
     done = subprocess.run(
         [*PAPERMILL, str(path), str(out), "-f", "params/quick.yaml", "--no-progress-bar"],
         cwd=ROOT, env=os.environ | {"LTKD_OUTPUTS": str(outputs)}, capture_output=True, text=True,
-        timeout=300)  # fmt: skip
+        timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "unknown parameter" not in done.stderr.lower()
     cells = nbformat.read(out, as_version=4).cells
@@ -126,7 +126,7 @@ def test_plain_papermill_refuses_a_misspelt_parameter(outputs, tmp_path):
     done = subprocess.run(
         [*PAPERMILL, str(NOTEBOOKS[0]), str(tmp_path / "x.ipynb"), "-p", "seedz", "1"],
         cwd=ROOT, env=os.environ | {"LTKD_OUTPUTS": str(outputs)}, capture_output=True, text=True,
-        timeout=300)  # fmt: skip
+        timeout=900)  # fmt: skip
     assert done.returncode != 0
     assert "seedz: unknown key. Did you mean 'seeds'?" in done.stderr
 
@@ -208,7 +208,7 @@ def lab(outputs, tmp_path_factory):
             break
         except OSError:
             assert server.poll() is None, (folder / ".log").read_text()
-            assert time.monotonic() - began < 60
+            assert time.monotonic() - began < 180
             time.sleep(0.5)
     yield address, folder
     server.terminate()
@@ -233,7 +233,7 @@ def run_all(tab, path):
         ran = any(cell.execution_count for cell in cells)
         errors = [o for c in cells for o in c.outputs if o.output_type == "error"]
         assert not errors, errors
-        assert time.monotonic() - began < 240, "cells are still running"
+        assert time.monotonic() - began < 600, "cells are still running"
 
 
 @pytest.mark.parametrize("name", ["03_distillation", "explore"])
@@ -241,9 +241,9 @@ def test_in_jupyterlab(lab, browser, name):
     address, folder = lab
     tab = browser.new_page(viewport={"width": 1280, "height": 1000})
     tab.goto(f"{address}/lab/tree/{name}.ipynb?reset")
-    tab.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    tab.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=180_000)
     ready = tab.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first
-    ready.wait_for(timeout=60_000, state="attached")  # before that, Run would ask for a kernel
+    ready.wait_for(timeout=180_000, state="attached")  # before that, Run would ask for a kernel
     cells = run_all(tab, folder / f"{name}.ipynb")
     assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
     if name == "explore":
