@@ -64,11 +64,10 @@ def _timed(work: Callable[[], Any]) -> float:
 def image_costs(trainer: Trainer) -> tuple[float, float]:
     """Seconds an image: trained on, and tested."""
     index = torch.arange(trainer.spec.batch, device=trainer.device)
-    data, feed = trainer.data, trainer.feed
+    tests = trainer.data.test_images
     trainer.model.train()
-    train = _timed(lambda: trainer._step(feed.take(index, index * 0), index, 1.0))
-    tests = data.test_images
-    test = _timed(lambda: predict(trainer.model, data, tests, trainer.spec))
+    train = _timed(lambda: trainer.step(index, 1.0))
+    test = _timed(lambda: predict(trainer.model, trainer.data, tests, trainer.spec))
     return train / len(index), test / len(tests)
 
 
@@ -179,7 +178,10 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         f"{len(left)} runs are left: {files.clock(total)} one after another, of which "
         f"{files.clock(filled)} for teachers' tables ({disk / 1e9:.1f} GB of disk)."
     )
+    ends = "or more where they get in each other's way"
+    if device.type == "cuda":
+        ends = f"to {files.clock(total)}: they share one GPU"
     yield (
-        f"{count} side by side: {files.clock(total / count)}, or more where they get in each "
-        "other's way. Not in it: decoding of image files, reading of tables, notebooks."
+        f"{count} side by side: {files.clock(total / count)}, {ends}. "
+        "Not in it: decoding of image files, reading of tables, notebooks."
     )

@@ -221,6 +221,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def same_bits() -> None:
+    """A GPU's results equal to the bit each time; torch warns of what cannot be."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is filled before it is written, by one more kernel.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def run(
     spec: RunSpec,
     *,
@@ -267,9 +275,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
           stop: Callable[[], bool]) -> None:  # fmt: skip
     torch.set_num_threads(spec.threads)
     gpu = device.type == "cuda"
-    if gpu:  # the same bits twice; torch warns of an operation that cannot give them
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    if gpu:
+        same_bits()
     folder = store.run_folder(spec)
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     feed = data.feed(device)

@@ -98,7 +98,7 @@ class Table:
     def read(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answers of the rows ``place`` [N], and which of them are filled."""
         rows = self.rows[place]
-        good = rows["check"] == [self._check(row, i) for row, i in zip(rows, place, strict=True)]
+        good = rows["check"] == self._checks(rows["answer"], place)
         torn = int((~good & (rows["check"] != 0)).sum())
         if torn:
             print(f"{self.path}: {torn} damaged rows are filled again", flush=True)
@@ -108,9 +108,9 @@ class Table:
         """Not through memory: there a full disk would kill the process, here it is an OSError."""
         rows = np.zeros(len(place), self.dtype)
         rows["answer"] = answers
+        rows["check"] = self._checks(answers, place)
         with self.path.open("r+b") as file:
             for row, i in zip(rows, place.tolist(), strict=True):
-                row["check"] = self._check(row, i)
                 try:
                     at = self.rows.offset + i * self.dtype.itemsize
                     os.pwrite(file.fileno(), row.tobytes(), at)
@@ -119,8 +119,12 @@ class Table:
                     raise
 
     @staticmethod
-    def _check(row: Any, place: int) -> int:
-        return zlib.crc32(row["answer"].tobytes(), int(place)) or 1
+    def _checks(answers: np.ndarray, place: np.ndarray) -> list[int]:
+        if not len(place):
+            return []
+        width, packed = answers[0].nbytes, np.ascontiguousarray(answers)
+        rows: list[Any] = [*packed.reshape(-1).view(f"V{width}")]
+        return [zlib.crc32(row, i) or 1 for row, i in zip(rows, place.tolist(), strict=True)]
 
 
 class Teacher:
@@ -168,7 +172,9 @@ class Teacher:
             if not good.all():
                 rows[block] = self._block(torch.from_numpy(block).to(view.device), view)
                 table.write(place[block], rows[block])
-        self.rows = torch.from_numpy(rows).to(self.feed.device)
+        told = torch.from_numpy(rows)
+        # In one place for all epochs: a recorded step reads there.
+        self.rows = told.to(self.feed.device) if self.rows is None else self.rows.copy_(told)
 
     def _block(self, index: Tensor, view: Tensor) -> np.ndarray:
         """Answers about up to BLOCK images, fp16, in a batch of BLOCK whatever their number."""

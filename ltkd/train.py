@@ -34,6 +34,8 @@ from .teacher import Teacher, answer, views_of_epoch
 
 EVAL_BATCH = 500
 CHECKPOINT_SECONDS = 60.0
+TELL_SECONDS = 0.5  # at least, between two words of progress: an epoch may take less than a write
+WARM_UP = 3  # steps of a GPU before one is recorded
 
 
 class Diverged(Exception):
@@ -201,6 +203,39 @@ def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:
     return sha256(canonical([spec.model_dump(), position, sorted(parts)]))
 
 
+class Recorded:
+    """A step of hundreds of small kernels as one CUDA graph, which a GPU runs without waiting for
+    the launch of each.
+
+    step  works on tensors alone; what it reads besides its arguments must stay in its place
+    The first calls run as they are: buffers are made, and libraries choose. The next is recorded.
+    """
+
+    def __init__(self, step: Callable[..., None]) -> None:
+        self.step, self.calls = step, 0
+        self.own: tuple[Tensor, ...] = ()
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *given: Tensor) -> None:
+        self.calls += 1
+        if self.graph is None:
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                if self.calls <= WARM_UP:
+                    self.step(*given)
+                else:
+                    self.own = tuple(tensor.clone() for tensor in given)
+                    self.graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(self.graph, stream=aside):
+                        self.step(*self.own)
+            here.wait_stream(aside)
+        if self.graph is not None:
+            for own, tensor in zip(self.own, given, strict=True):
+                own.copy_(tensor)
+            self.graph.replay()
+
+
 class Trainer:
     """Trains one spec to the end, or to a stop that leaves a checkpoint."""
 
@@ -220,7 +255,14 @@ class Trainer:
         self.labels, self.test_labels = (
             data.train_labels.to(self.device), data.test_labels.to(self.device))  # fmt: skip
         self.parameters = [*self.model.parameters(), *objective.parameters()]
-        self.optimizer = torch.optim.SGD(self.parameters, lr=spec.lr, momentum=spec.momentum,
+        self.view = torch.zeros_like(self.labels)  # of each training image, in this epoch
+        self.recorded: Recorded | None = None
+        lr: float | Tensor = spec.lr
+        if self.device.type == "cuda" and type(feed) is Feed and parallel.world() == 1:
+            self.weight = torch.ones((), device=self.device)
+            lr = torch.full((), spec.lr, device=self.device)
+            self.recorded = Recorded(lambda index: self._step(index, self.weight))
+        self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
         self.steps = (
             len(self.labels) // spec.batch
@@ -274,8 +316,21 @@ class Trainer:
             self.at.seconds = time.monotonic() - began
             self.save()
 
-    def _step(self, x: Tensor, index: Tensor, weight: float) -> None:
-        """A step on the images ``index``, seen as ``x``: this process's share of the batch."""
+    def step(self, index: Tensor, weight: float, x: Tensor | None = None) -> None:
+        """A step on the images ``index`` [b], this process's share of the batch, in the views of
+        this epoch; x: as they are seen, where that is known. weight: the distillation term's."""
+        rate = learning_rate(self.spec, self.at.step, self.steps)
+        if self.recorded:
+            self.optimizer.param_groups[0]["lr"].fill_(rate)
+            self.weight.fill_(weight)
+            self.recorded(index)
+        else:
+            self.optimizer.param_groups[0]["lr"] = rate
+            self._step(index, weight, x)
+
+    def _step(self, index: Tensor, weight: float | Tensor, x: Tensor | None = None) -> None:
+        if x is None:
+            x = self.feed.take(index, self.view[index])
         told = self.teacher.answer(x, index) if self.teacher else None
         with autocast(self.spec, self.device):
             logits, own = answer(
@@ -289,8 +344,6 @@ class Trainer:
         parallel.average([terms, *(p.grad for p in self.parameters if p.grad is not None)])
         if self.spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.spec, self.at.step, self.steps)
         self.optimizer.step()
         self.sums += terms.double()
 
@@ -298,27 +351,28 @@ class Trainer:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
         spec, end = self.spec, self.steps * self.spec.epochs
         began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
-        started = time.monotonic()
+        started, told = time.monotonic(), -math.inf
         self.model.train()
         while self.at.step < end:
             epoch = self.at.step // self.steps + 1
-            view = views_of_epoch(self.data, spec.seed, epoch).to(self.device)
+            self.view.copy_(views_of_epoch(self.data, spec.seed, epoch))
             order = stream("order", spec.seed, epoch).permutation(len(self.labels)).astype(np.int64)
             batches = (
                 torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)
             )
             if self.teacher:
                 try:
-                    parallel.in_turn(partial(self.teacher.begin_epoch, view, stop))
+                    parallel.in_turn(partial(self.teacher.begin_epoch, self.view, stop))
                 except Stopped:
                     self._pause(began)
                     raise
             todo = [parallel.share(index) for index in batches[self.at.step % self.steps :]]
-            for index, x in zip(todo, self.feed.batches(todo, view), strict=True):
+            weight = self.objective.ramp(epoch, spec.epochs)
+            for index, x in zip(todo, self.feed.ahead(todo, self.view), strict=True):
                 if parallel.any_of(stop()):
                     self._pause(began)
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
-                self._step(x, index, self.objective.ramp(epoch, spec.epochs))
+                self.step(index, weight, x)
                 self.at.step += 1
                 if self.at.step % self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.at.seconds = time.monotonic() - began
@@ -327,8 +381,17 @@ class Trainer:
             accuracy = self._end_epoch(epoch)
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
-            tell({"epoch": epoch, "epochs": spec.epochs, "images_per_second": rate * spec.batch,
-                  "seconds_left": (end - self.at.step) / rate, "accuracy": accuracy})  # fmt: skip
+            if self.at.step == end or now - told > TELL_SECONDS:
+                tell(
+                    {
+                        "epoch": epoch,
+                        "epochs": spec.epochs,
+                        "images_per_second": rate * spec.batch,
+                        "seconds_left": (end - self.at.step) / rate,
+                        "accuracy": accuracy,
+                    }
+                )
+                told = now
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
                 self.at.seconds = now - began
                 self.save()

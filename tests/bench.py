@@ -27,7 +27,7 @@ from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.models import create_model
 from ltkd.params import RunSpec
 from ltkd.precision import fast_bf16
-from ltkd.runs import pick_device
+from ltkd.runs import pick_device, same_bits
 from ltkd.teacher import Teacher, views_of_epoch
 from ltkd.train import Trainer, initial_objective
 
@@ -68,13 +68,13 @@ def ours(data, pair, method, device, folder=None):
         teacher = Teacher(model, spec, feed, folder)
     objective = initial_objective(spec, data)
     trainer = Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
-    view = views_of_epoch(data, spec.seed, 1).to(device)
+    trainer.view.copy_(views_of_epoch(data, spec.seed, 1))
     if teacher:
-        teacher.begin_epoch(view)
+        teacher.begin_epoch(trainer.view)
     trainer.model.train()
     while True:
-        for index in torch.randperm(len(view)).to(device).split(BATCH)[:-1]:
-            trainer._step(feed.take(index, view[index]), index, 1.0)
+        for index in torch.randperm(len(trainer.view)).to(device).split(BATCH)[:-1]:
+            trainer.step(index, 1.0)
             yield
 
 
@@ -161,8 +161,11 @@ def main():
         ways["LTKD, teacher's table"] = ours(data, pair, "ltkd", device, Path(folder))
         ways["cross-entropy"] = ours(data, pair, "student", device)
         times = {name: [] for name in ways}
-        for steps in ways.values():
-            list(islice(steps, 2))  # what is made once: workers, tables, buffers
+        for name, steps in ways.items():
+            if device.type == "cuda" and not name.startswith("plain"):
+                same_bits()  # as in a run; a recorded step keeps it, the plain loop is free of it
+            list(islice(steps, 5))  # what is made once: workers, tables, buffers, a GPU's graph
+            torch.use_deterministic_algorithms(False)
         for trial in range(given.trials):
             print(f"trial {trial + 1} of {given.trials}", flush=True)
             for name, steps in ways.items():

@@ -178,13 +178,6 @@ def test_the_same_spec_gives_the_same_bits_twice(tmp_path, tiny, threads):
     same(once, run(spec, outputs=tmp_path / "twice"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its bits cannot be compared")
-@pytest.mark.parametrize("method", ["ltkd", "dist"])
-def test_the_same_spec_gives_the_same_bits_twice_on_a_gpu(tmp_path, tiny, method):
-    spec = tiny(method=method, teacher="resnet8", groups=3 if method == "ltkd" else None)
-    same(*(run(spec, outputs=tmp_path / name, device="cuda") for name in ("once", "twice")))
-
-
 def test_a_seed_moves_what_it_is_for_and_nothing_else(tiny):
     """The split's moves no student; the student's moves no split; its purposes share no draw."""
     one, moved = tiny(seed=1), tiny(seed=1, split_seed=5, teacher_seed=5)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,9 +114,16 @@ class LongTailed:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1) * 255
-        return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+        return _normalised(images, *self.scale(images.device))
+
+    def scale(self, device: torch.device) -> Tensor:
+        """Mean and deviation of the channels, of 255: [2, 1, 3, 1, 1]."""
+        return torch.tensor([self.mean, self.std], device=device).view(2, 1, 3, 1, 1) * 255
+
+
+def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    images = images.to(mean.dtype)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class Feed:
@@ -125,14 +133,16 @@ class Feed:
         self.data, self.device = data, device
         assert isinstance(data.views, Views)
         self.views, self.padded = data.views, data.views.pad(data.train_images).to(device)
+        self.scale = data.scale(device)  # once: nothing is copied to a GPU at each step
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         """The images ``index`` [B] in ``view`` [B]: float32 [B, 3, H, W], normalised."""
-        return self.data.normalise(self.views.take(self.padded, index, view))
+        return _normalised(self.views.take(self.padded, index, view), *self.scale)
 
-    def batches(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor]:
-        """``take`` of each batch in turn; view: the view of every training image [N]."""
-        return (self.take(index, view[index]) for index in indices)
+    def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
+        """``take`` of each batch in turn where that is slow and done ahead of the network; here it
+        is not, and gives None. view: the view of every training image [N]."""
+        return repeat(None, len(indices))
 
 
 class FileFeed(Feed):
@@ -144,7 +154,7 @@ class FileFeed(Feed):
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         return self.data.normalise(self.data.seen(index.cpu(), view.cpu()).to(self.device))
 
-    def batches(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor]:
+    def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
         own, view = [index.cpu() for index in indices], view.cpu()
         for images in self.data.train_images.batches(own, [view[index] for index in own]):
             yield self.data.normalise(images.to(self.device))

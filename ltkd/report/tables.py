@@ -51,9 +51,9 @@ class Interval:
         return cls(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
     def plus_minus(self, digits: int = 1) -> str:
-        """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets."""
+        """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets; of one there is none."""
         if self.n < 2:
-            return f"{self.mean:.{digits}f} (1, no interval)" if self.n else "—"
+            return f"{self.mean:.{digits}f} (1)" if self.n else "—"
         return f"{self.mean:.{digits}f} ± {(self.high - self.low) / 2:.{digits}f} ({self.n})"
 
     def difference(self, digits: int = 1) -> str:

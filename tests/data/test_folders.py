@@ -166,7 +166,7 @@ def test_one_view_of_one_image_is_the_same_whoever_decodes_it(tmp_path):
         assert torch.equal(torch.cat(parts), seen)
     feed = data.feed(torch.device("cpu"))
     of_all = torch.arange(9) + 3
-    (x,) = feed.batches([index], of_all)
+    (x,) = feed.ahead([index], of_all)
     assert torch.equal(x, feed.take(index, of_all[index]))
     assert torch.equal(x, data.normalise(data.seen(index, of_all[index])))
     assert x.is_contiguous(memory_format=torch.channels_last)

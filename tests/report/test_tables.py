@@ -61,7 +61,7 @@ def test_t_interval_against_scipy():
 def test_one_value_has_no_interval_and_says_so():
     one = tables.t_interval([51.0])
     assert np.isnan([one.low, one.high]).all()
-    assert one.plus_minus() == "51.0 (1, no interval)"
+    assert one.plus_minus() == "51.0 (1)"
     assert one.difference() == "+51.0 (no interval)"
     assert verdict(one) == "not resolved"
     assert tables.t_interval([np.nan]).plus_minus() == "—"
@@ -142,7 +142,7 @@ def test_main_table_marks_the_best_epoch():
     assert list(table.columns) == ["all", "head", "medium", "tail", tables.BEST]
     assert "†" in tables.BEST
     assert table.loc["KD", "tail"] == "51.0 ± 12.7 (2)"
-    assert table.loc["Student alone", "all"] == "40.0 (1, no interval)"
+    assert table.loc["Student alone", "all"] == "40.0 (1)"
     frame = runs({"kd": [50.0, 52.0], "student": [40.0]}, dataset="cifar100")
     assert "n = 1 to 2 seeds" in tables.note(frame).data
 
