@@ -261,7 +261,10 @@ class Trainer:
         if self.device.type == "cuda" and type(feed) is Feed and parallel.world() == 1:
             self.weight = torch.ones((), device=self.device)
             lr = torch.full((), spec.lr, device=self.device)
-            self.recorded = Recorded(lambda index: self._step(index, self.weight))
+            self.seen = torch.empty_like(data.train_images, device=self.device)
+            self.recorded = Recorded(
+                lambda index: self._step(index, self.weight, feed.normalised(self.seen[index]))
+            )
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
         self.steps = (
@@ -316,6 +319,12 @@ class Trainer:
             self.at.seconds = time.monotonic() - began
             self.save()
 
+    def look(self, view: Tensor) -> None:
+        """From now on the training images are seen in these views [N]."""
+        self.view.copy_(view)
+        if self.recorded:  # all at once: a step then has two dozen kernels fewer
+            self.seen.copy_(self.feed.epoch(self.view))
+
     def step(self, index: Tensor, weight: float, x: Tensor | None = None) -> None:
         """A step on the images ``index`` [b], this process's share of the batch, in the views of
         this epoch; x: as they are seen, where that is known. weight: the distillation term's."""
@@ -355,7 +364,7 @@ class Trainer:
         self.model.train()
         while self.at.step < end:
             epoch = self.at.step // self.steps + 1
-            self.view.copy_(views_of_epoch(self.data, spec.seed, epoch))
+            self.look(views_of_epoch(self.data, spec.seed, epoch))
             order = stream("order", spec.seed, epoch).permutation(len(self.labels)).astype(np.int64)
             batches = (
                 torch.from_numpy(order).to(self.device)[: self.steps * spec.batch].split(spec.batch)

@@ -68,7 +68,7 @@ def ours(data, pair, method, device, folder=None):
         teacher = Teacher(model, spec, feed, folder)
     objective = initial_objective(spec, data)
     trainer = Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
-    trainer.view.copy_(views_of_epoch(data, spec.seed, 1))
+    trainer.look(views_of_epoch(data, spec.seed, 1))
     if teacher:
         teacher.begin_epoch(trainer.view)
     trainer.model.train()

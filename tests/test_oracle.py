@@ -64,7 +64,7 @@ def both(tmp_path, method, steps, dtype=torch.float32, source="live", **changes)
     slow = list(oracle.train(data, plain, method, teacher=model, dtype=dtype, **given))
 
     fast, total = [], 0.0
-    trainer.view.copy_(view)
+    trainer.look(view)
     trainer.model.train()
     while len(fast) < steps:
         batches = torch.from_numpy(order.astype(np.int64)).split(spec.batch)[: trainer.steps]

@@ -137,7 +137,14 @@ class Feed:
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         """The images ``index`` [B] in ``view`` [B]: float32 [B, 3, H, W], normalised."""
-        return _normalised(self.views.take(self.padded, index, view), *self.scale)
+        return self.normalised(self.views.take(self.padded, index, view))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return _normalised(images, *self.scale)
+
+    def epoch(self, view: Tensor) -> Tensor:
+        """Every training image in its view: uint8 [N, 3, H, W]."""
+        return self.views.take(self.padded, torch.arange(len(view), device=self.device), view)
 
     def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
         """``take`` of each batch in turn where that is slow and done ahead of the network; here it
