@@ -102,7 +102,8 @@ def losses(device, trials):
     out = {}
     for c in (100, 1000):
         ways = {"kd": KDLoss()}
-        ways |= {f"ltkd, n = {n}": LTKDLoss(torch.arange(c) * n // c) for n in (3, 10, 100)}
+        for n in (3, 10, 100):
+            ways[f"ltkd, n = {n}"] = LTKDLoss(torch.arange(c) * n // c).to(device)
         times = {name: [] for name in ways}
         for _ in range(trials + 1):
             for name, loss in ways.items():
