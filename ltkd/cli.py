@@ -5,6 +5,7 @@ Exit codes: 0 all is done; 1 a run or a notebook failed; 2 a wrong parameter, or
 """
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -334,6 +335,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
     from .report.tables import prediction
+    from .runs import identity
     from .study import Study
 
     specs, stated = study.row_of(given.row)
@@ -361,6 +363,12 @@ def _reproduce(given: argparse.Namespace) -> int:
             inside &= (good := gap.low <= mean <= gap.high)
             verdict = "inside" if good else "OUTSIDE"
             print(f"{where}; expected {gap.low:.2f} to {gap.high:.2f}: {verdict}")
+    teachers = {identity(one.teacher_spec): one.teacher_spec for one in specs if one.teacher}
+    for teacher in teachers.values():
+        found = [store.get(teacher) for store in (anew.store, study.store)]
+        here, its = (100 * one.correct().sum() / sum(one.values["data"]["test_counts"])
+                     if one else math.nan for one in found)  # fmt: skip
+        print(f"{teacher.title}: {here:.2f} %; the interval holds for the study's, {its:.2f} %")
     return 0 if inside else 1
 
 

@@ -255,6 +255,9 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     said = capsys.readouterr().out.splitlines()
     rows = study.results("distillation")
     assert stated == [(list(rows[metric]), 2) for metric in ("all", "tail")]
+    top1 = f"{study.results('teachers')['all'].item():.2f} %"
+    ends = f"{top1}; the interval holds for the study's, {top1}"
+    assert said.pop() == f"teacher resnet20 gamma 20 seed 0: {ends}"
     for metric, line in zip(("all", "tail"), said, strict=True):  # the same machine: the same mean
         mean = rows[metric].mean()
         expected = f"{mean:.2f} %; expected {mean - 1:.2f} to {mean + 1:.2f}: inside"
