@@ -321,10 +321,8 @@ def _say_train(spec: RunSpec, out: "Outcome") -> None:
         print(f"{spec.title}: stopped; the same command goes on from here.", flush=True)
         return
     for record in out.records.values():
-        last = 0.0
-        if not record.diverged:
-            last = 100 * record.correct().sum() / sum(record.values["data"]["test_counts"])
-        outcome = record.values.get("reason") or f"{last:.2f} % test accuracy in the last epoch"
+        top1 = f"{record.top1:.2f} % test accuracy in the last epoch"
+        outcome = record.values.get("reason") or top1
         print(f"{record.spec.title}: {outcome}; {record.folder / 'record.json'}", flush=True)
 
 
@@ -366,8 +364,7 @@ def _reproduce(given: argparse.Namespace) -> int:
     teachers = {identity(one.teacher_spec): one.teacher_spec for one in specs if one.teacher}
     for teacher in teachers.values():
         found = [store.get(teacher) for store in (anew.store, study.store)]
-        here, its = (100 * one.correct().sum() / sum(one.values["data"]["test_counts"])
-                     if one else math.nan for one in found)  # fmt: skip
+        here, its = (one.top1 if one else math.nan for one in found)
         print(f"{teacher.title}: {here:.2f} %; the interval holds for the study's, {its:.2f} %")
     return 0 if inside else 1
 

@@ -64,6 +64,13 @@ class RunRecord:
             [row["correct"] for row in self.values["history"] if "correct" in row][epoch]
         )
 
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent over the test images in the last epoch; NaN where it diverged."""
+        if self.diverged:
+            return np.nan
+        return float(100 * self.correct().sum() / sum(self.values["data"]["test_counts"]))
+
     def predictions(self) -> np.ndarray:
         """Class ids of the test images [N], last epoch."""
         return np.load(self.folder / "predictions.npy", allow_pickle=False)

@@ -108,7 +108,7 @@ class Table:
         """Not through memory: there a full disk would kill the process, here it is an OSError."""
         rows = np.zeros(len(place), self.dtype)
         rows["answer"] = answers
-        rows["check"] = self._checks(answers, place)
+        rows["check"] = self._checks(rows["answer"], place)
         with self.path.open("r+b") as file:
             for row, i in zip(rows, place.tolist(), strict=True):
                 try:

@@ -212,24 +212,24 @@ class Recorded:
     """
 
     def __init__(self, step: Callable[..., None]) -> None:
-        self.step, self.calls = step, 0
+        self.step, self.calls, self.aside = step, 0, torch.cuda.Stream()
         self.own: tuple[Tensor, ...] = ()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *given: Tensor) -> None:
         self.calls += 1
         if self.graph is None:
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
+            here = torch.cuda.current_stream()
+            self.aside.wait_stream(here)
+            with torch.cuda.stream(self.aside):
                 if self.calls <= WARM_UP:
                     self.step(*given)
                 else:
                     self.own = tuple(tensor.clone() for tensor in given)
                     self.graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(self.graph, stream=aside):
+                    with torch.cuda.graph(self.graph, stream=self.aside):
                         self.step(*self.own)
-            here.wait_stream(aside)
+            here.wait_stream(self.aside)
         if self.graph is not None:
             for own, tensor in zip(self.own, given, strict=True):
                 own.copy_(tensor)
@@ -258,12 +258,11 @@ class Trainer:
         self.view = torch.zeros_like(self.labels)  # of each training image, in this epoch
         self.recorded: Recorded | None = None
         lr: float | Tensor = spec.lr
-        if self.device.type == "cuda" and type(feed) is Feed and parallel.world() == 1:
-            self.weight = torch.ones((), device=self.device)
+        if self.device.type == "cuda" and feed.whole and parallel.world() == 1:
             lr = torch.full((), spec.lr, device=self.device)
             self.seen = torch.empty_like(data.train_images, device=self.device)
             self.recorded = Recorded(
-                lambda index: self._step(index, self.weight, feed.normalised(self.seen[index]))
+                lambda index, weight: self._step(index, weight, feed.normalised(self.seen[index]))
             )
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
@@ -331,8 +330,7 @@ class Trainer:
         rate = learning_rate(self.spec, self.at.step, self.steps)
         if self.recorded:
             self.optimizer.param_groups[0]["lr"].fill_(rate)
-            self.weight.fill_(weight)
-            self.recorded(index)
+            self.recorded(index, torch.full((), weight, device=self.device))
         else:
             self.optimizer.param_groups[0]["lr"] = rate
             self._step(index, weight, x)
@@ -360,7 +358,7 @@ class Trainer:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
         spec, end = self.spec, self.steps * self.spec.epochs
         began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
-        started, told = time.monotonic(), -math.inf
+        started, told, accuracy = time.monotonic(), -math.inf, None
         self.model.train()
         while self.at.step < end:
             epoch = self.at.step // self.steps + 1
@@ -387,7 +385,7 @@ class Trainer:
                     self.at.seconds = time.monotonic() - began
                     self.save()
                     saved = time.monotonic()
-            accuracy = self._end_epoch(epoch)
+            accuracy = self._end_epoch(epoch) or accuracy
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
             if self.at.step == end or now - told > TELL_SECONDS:

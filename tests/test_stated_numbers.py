@@ -11,6 +11,11 @@ import pytest
 from ltkd.report import claims, tables
 
 ROOT = Path(__file__).parent.parent
+BIASED = "LTKD, rebalance 0"
+CELLS = (("cross_rebalanced", "cross_biased"), ("within_only", "baseline"),
+         ("cross_and_within", "within_only"), ("cross_and_within", "cross_rebalanced"),
+         ("cross_and_within", BIASED), (BIASED, "within_only"))  # fmt: skip
+RIVALS = [("ltkd", rival) for rival in ("dkd", "reviewkd", "dist", "catkd")]
 
 
 def frames(part="distillation", study="cifar100_lt_short", curves="03_distillation.frontier-*.csv"):
@@ -72,11 +77,33 @@ def taken_off_rows():
                 yield f"| {name}, T = {t:g} | {' | '.join(f'{value:.2f}' for value in row)} |"
 
 
+def part_rows():
+    """The ablation's cells, the group counts, and the settings that the tuning study chose."""
+    for part, by in (("ablations", "variant"), ("group_count", "n_groups"), ("sweep", "variant")):
+        for name, row in tables.accuracies(frames(part)[0], by).iterrows():
+            text = " | ".join(row[list(tables.METRICS)]).replace(" (3)", "")
+            yield f"| {name} | {text} |"
+
+
+def step_rows():
+    """Differences between cells of the ablation, LTKD's setting without rebalancing among them, and
+    between LTKD and the paper's rivals."""
+    cells = pd.concat([frames("ablations")[0], frames("sweep")[0]])
+    for by, runs, pairs in (("variant", cells, CELLS), ("method", frames()[0], RIVALS)):
+        for better, worse in pairs:
+            gaps = tables.paired(runs, worse, by)
+            found = [tables.interval_of(gaps, **{by: better, "metric": m}).difference()
+                     for m in ("all", "head", "tail")]  # fmt: skip
+            names = (tables.LABELS.get(name, name) for name in (better, worse))
+            yield f"| {' − '.join(names)} | {' | '.join(found)} |"
+
+
 @pytest.mark.parametrize(
     ("file", "rows"),
     [("README.md", accuracy_rows), ("outputs/FINDINGS.md", accuracy_rows),
      ("outputs/FINDINGS.md", difference_rows), ("outputs/FINDINGS.md", height_rows),
-     ("outputs/FINDINGS.md", chosen_rows), ("outputs/FINDINGS.md", taken_off_rows)],
+     ("outputs/FINDINGS.md", chosen_rows), ("outputs/FINDINGS.md", taken_off_rows),
+     ("outputs/FINDINGS.md", part_rows), ("outputs/FINDINGS.md", step_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
     text = (ROOT / file).read_text()
@@ -87,5 +114,6 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 
 
 if __name__ == "__main__":
-    for rows in (accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows):
+    for rows in (accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows,
+                 part_rows, step_rows):  # fmt: skip
         print(*rows(), "", sep="\n")

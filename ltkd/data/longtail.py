@@ -129,6 +129,8 @@ def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 class Feed:
     """Training images as a network sees them, on its device: the whole set lies there as uint8."""
 
+    whole = True
+
     def __init__(self, data: LongTailed, device: torch.device) -> None:
         self.data, self.device = data, device
         assert isinstance(data.views, Views)
@@ -155,16 +157,18 @@ class Feed:
 class FileFeed(Feed):
     """The same for images that are decoded as they are needed, ahead of the network."""
 
+    whole = False
+
     def __init__(self, data: LongTailed, device: torch.device) -> None:
-        self.data, self.device = data, device
+        self.data, self.device, self.scale = data, device, data.scale(device)
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
-        return self.data.normalise(self.data.seen(index.cpu(), view.cpu()).to(self.device))
+        return self.normalised(self.data.seen(index.cpu(), view.cpu()).to(self.device))
 
     def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
         own, view = [index.cpu() for index in indices], view.cpu()
         for images in self.data.train_images.batches(own, [view[index] for index in own]):
-            yield self.data.normalise(images.to(self.device))
+            yield self.normalised(images.to(self.device))
 
 
 def fingerprint(name: str) -> str:
