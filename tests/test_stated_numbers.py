@@ -110,6 +110,7 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
     found = list(rows())
     assert len(found) > 5
     for row in found:
+        assert "—" not in row
         assert row in text
 
 
