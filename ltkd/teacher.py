@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Feed, LongTailed, stream
 from .files import Stopped, locked, set_aside, write_atomic
 from .losses import LOSSES, Compared
+from .losses.common import average_pool
 from .methods import METHODS
 from .models import forward_features, forward_maps
 from .params import RunSpec
@@ -147,7 +147,7 @@ class Teacher:
     def _ask(self, x: Tensor) -> Any:
         with autocast(self.spec, x.device):
             told = answer(self.model, x, self.compares, pre_activation=True)[1]
-        return F.adaptive_avg_pool2d(_raised(told), self.pool) if self.pool else told
+        return average_pool(_raised(told), self.pool) if self.pool else told
 
     def begin_epoch(self, view: Tensor, stop: Callable[[], bool] = lambda: False) -> None:
         """Look up this epoch's answers, and compute those that nobody asked for before.

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import full_precision, number, raised
+from ltkd.losses.common import average_pool, full_precision, number, raised
 
 
 class CATKDLoss(nn.Module):
@@ -33,7 +33,7 @@ class CATKDLoss(nn.Module):
         if len(t) != 4 or 0 in t or s[:2] != t[:2]:
             raise ValueError(f"teacher_maps has shape {t}; it must be [{s[0]}, {s[1]}, H, W]")
         with full_precision(student_maps):
-            maps = [F.adaptive_avg_pool2d(m, self.pool) for m in raised(student_maps, teacher_maps)]
+            maps = [average_pool(m, self.pool) for m in raised(student_maps, teacher_maps)]
             if self.normalize:
                 maps = [F.normalize(m.flatten(2), dim=2, eps=1e-12) for m in maps]
             return self.beta * F.mse_loss(maps[0], maps[1])

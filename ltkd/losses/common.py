@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltkd.groups import whole_numbers
@@ -47,6 +48,18 @@ def raised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     """Autocast off: it would lower again what `raised` has raised."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def average_pool(maps: Tensor, size: int) -> Tensor:
+    """[B, C, h, h] -> [B, C, size, size], any size: adaptive average pooling.
+
+    Where ``size`` divides h these are plain windows: the same numbers, and a gradient that torch
+    can give to the bit on a GPU, which it cannot for adaptive ones.
+    """
+    side = maps.shape[-1]
+    if size > 1 and side % size == 0 and maps.shape[-2] == side:  # 1 is a mean, equal already
+        return F.avg_pool2d(maps, side // size)
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import full_precision, raised
+from ltkd.losses.common import average_pool, full_precision, raised
 
 
 class ReviewKDLoss(nn.Module):
@@ -124,7 +124,7 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
         for size in (side for side in (4, 2, 1) if side < student.shape[-2]):
             weight /= 2
             total += weight
-            pooled = [F.adaptive_avg_pool2d(m, size) for m in (student, teacher)]
+            pooled = [average_pool(m, size) for m in (student, teacher)]
             loss = loss + weight * F.mse_loss(pooled[0], pooled[1])
         return loss / total
 

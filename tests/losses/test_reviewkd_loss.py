@@ -3,9 +3,11 @@
 import literal
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltkd.losses import ReviewKDLoss
+from ltkd.losses.common import average_pool
 from ltkd.losses.reviewkd import hierarchical_context_loss
 
 R4, V, W2 = (64, 128, 256, 256), (128, 256, 512, 512, 512), (32, 64, 128, 128)
@@ -196,3 +198,19 @@ def test_errors() -> None:
         criterion(student, [teacher[0][..., :3, :3], teacher[1]])
     with pytest.raises(ValueError, match=r"a feature has shape \[0, 4\]"):
         criterion([x[:0] for x in student], [x[:0] for x in teacher])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("side", "size"), [(32, 4), (8, 2), (4, 2), (7, 4), (3, 2), (8, 1), (4, 4)]
+)
+def test_average_pool_is_adaptive_pooling_to_the_bit(side, size, channels_last):
+    """In the gradient too: records made with torch's own pooling stay the same numbers."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    draw = torch.Generator().manual_seed(side + size)
+    x, up = (torch.randn(5, 6, n, n, generator=draw) for n in (side, size))
+    ours, torchs = (x.to(memory_format=layout, copy=True).requires_grad_() for _ in range(2))
+    pooled, adaptive = average_pool(ours, size), F.adaptive_avg_pool2d(torchs, size)
+    assert torch.equal(pooled, adaptive)
+    pooled.backward(up), adaptive.backward(up)
+    assert torch.equal(ours.grad, torchs.grad)
