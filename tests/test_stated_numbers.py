@@ -11,11 +11,16 @@ import pytest
 from ltkd.report import claims, tables
 
 ROOT = Path(__file__).parent.parent
-BIASED = "LTKD, rebalance 0"
-CELLS = (("cross_rebalanced", "cross_biased"), ("within_only", "baseline"),
-         ("cross_and_within", "within_only"), ("cross_and_within", "cross_rebalanced"),
-         ("cross_and_within", BIASED), (BIASED, "within_only"))  # fmt: skip
-RIVALS = [("ltkd", rival) for rival in ("dkd", "reviewkd", "dist", "catkd")]
+BIASED, SHARP = "LTKD, rebalance 0", "LTKD, temperature 2"
+STEPS = (
+    ("cross_rebalanced", "cross_biased"), ("within_only", "baseline"),
+    ("cross_and_within", "within_only"), ("cross_and_within", "cross_rebalanced"),
+    ("cross_and_within", BIASED), (BIASED, "within_only"), (BIASED, "KD, weights 1 and 1"),
+    ("LTKD", "DKD"), ("LTKD", "ReviewKD"), ("LTKD", "DIST"), ("LTKD", "CAT-KD"),
+    (SHARP, "LTKD"), (SHARP, "KD, adjusted teacher, temperature 2"),
+    (SHARP, "KD, adjusted teacher"), (SHARP, "Balanced softmax"),
+    ("KD, weights 1 and 1, prior removed", SHARP),
+)  # fmt: skip
 
 
 def frames(part="distillation", study="cifar100_lt_short", curves="03_distillation.frontier-*.csv"):
@@ -86,16 +91,17 @@ def part_rows():
 
 
 def step_rows():
-    """Differences between cells of the ablation, LTKD's setting without rebalancing among them, and
-    between LTKD and the paper's rivals."""
-    cells = pd.concat([frames("ablations")[0], frames("sweep")[0]])
-    for by, runs, pairs in (("variant", cells, CELLS), ("method", frames()[0], RIVALS)):
-        for better, worse in pairs:
-            gaps = tables.paired(runs, worse, by)
-            found = [tables.interval_of(gaps, **{by: better, "metric": m}).difference()
-                     for m in ("all", "head", "tail")]  # fmt: skip
-            names = (tables.LABELS.get(name, name) for name in (better, worse))
-            yield f"| {' − '.join(names)} | {' | '.join(found)} |"
+    """Differences between cells of the ablation, settings and methods, paired by seed."""
+    runs, adjusted = frames()
+    whole = tables.joined(runs, adjusted)
+    cells = pd.concat([frames(part)[0] for part in ("ablations", "sweep")])
+    runs = pd.concat([cells.assign(name=cells["variant"]), whole.assign(name=whole["label"])])
+    for better, worse in STEPS:
+        gaps = tables.paired(runs, worse, "name")
+        found = [tables.interval_of(gaps, name=better, metric=m).difference()
+                 for m in ("all", "head", "tail")]  # fmt: skip
+        names = (tables.LABELS.get(name, name) for name in (better, worse))
+        yield f"| {' − '.join(names)} | {' | '.join(found)} |"
 
 
 @pytest.mark.parametrize(
