@@ -247,7 +247,8 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The provenance line of a page, or of all pages together: (label, value)."""
 
     def each(text: Callable[[Mapping[str, Any]], str]) -> str:
-        return "; ".join(dict.fromkeys(filter(None, map(text, manifests))))
+        found = "; ".join(map(text, manifests)).split("; ")  # a text may list several itself
+        return "; ".join(dict.fromkeys(filter(None, found)))
 
     def images(manifest: Mapping[str, Any]) -> str:
         data = manifest.get("data", {})

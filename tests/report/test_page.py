@@ -362,3 +362,9 @@ def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert card.h3.get_text() == "A & B"
     assert card.p.get_text() == "Up by 2.1 points."
     assert card.select_one(".status").get_text().strip() == "1 of 3 notebooks"
+
+
+def test_each_machine_is_named_once() -> None:
+    """A page lists the machines of all its runs, and the index those of all its pages."""
+    machines = [{"hardware": "one"}, {"hardware": "another; one"}, {"hardware": "one"}]
+    assert dict(page._facts(machines))["Hardware"] == "one; another"
