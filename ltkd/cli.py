@@ -332,8 +332,8 @@ def _reproduce(given: argparse.Namespace) -> int:
         raise ParameterError(
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
+    from .pool import with_teachers
     from .report.tables import prediction
-    from .runs import identity
     from .study import Study
 
     specs, stated = study.row_of(given.row)
@@ -361,8 +361,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             inside &= (good := gap.low <= mean <= gap.high)
             verdict = "inside" if good else "OUTSIDE"
             print(f"{where}; expected {gap.low:.2f} to {gap.high:.2f}: {verdict}")
-    teachers = {identity(one.teacher_spec): one.teacher_spec for one in specs if one.teacher}
-    for teacher in teachers.values():
+    for teacher in (one for one in with_teachers(specs) if one.method == "teacher"):
         found = [store.get(teacher) for store in (anew.store, study.store)]
         here, its = (one.top1 if one else math.nan for one in found)
         print(f"{teacher.title}: {here:.2f} %; the interval holds for the study's, {its:.2f} %")

@@ -6,6 +6,7 @@ same bytes. Rows are filled when they are first needed, by whichever run that is
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -120,10 +121,8 @@ class Table:
 
     @staticmethod
     def _checks(answers: np.ndarray, place: np.ndarray) -> list[int]:
-        if not len(place):
-            return []
-        width, packed = answers[0].nbytes, np.ascontiguousarray(answers)
-        rows: list[Any] = [*packed.reshape(-1).view(f"V{width}")]
+        width = answers.itemsize * math.prod(answers.shape[1:])
+        rows: list[Any] = [*np.ascontiguousarray(answers).reshape(-1).view(f"V{width}")]
         return [zlib.crc32(row, i) or 1 for row, i in zip(rows, place.tolist(), strict=True)]
 
 

@@ -261,9 +261,11 @@ class Trainer:
         if self.device.type == "cuda" and feed.whole and parallel.world() == 1:
             lr = torch.full((), spec.lr, device=self.device)
             self.seen = torch.empty_like(data.train_images, device=self.device)
-            self.recorded = Recorded(
-                lambda index, weight: self._step(index, weight, feed.normalised(self.seen[index]))
-            )
+
+            def recorded(index: Tensor, weight: Tensor) -> None:
+                self._step(index, weight, data.normalise(self.seen[index], feed.scale))
+
+            self.recorded = Recorded(recorded)
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
         self.steps = (
@@ -385,19 +387,14 @@ class Trainer:
                     self.at.seconds = time.monotonic() - began
                     self.save()
                     saved = time.monotonic()
-            accuracy = self._end_epoch(epoch) or accuracy
+            found = self._end_epoch(epoch)
+            accuracy = accuracy if found is None else found  # the last one known
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
             if self.at.step == end or now - told > TELL_SECONDS:
-                tell(
-                    {
-                        "epoch": epoch,
-                        "epochs": spec.epochs,
-                        "images_per_second": rate * spec.batch,
-                        "seconds_left": (end - self.at.step) / rate,
-                        "accuracy": accuracy,
-                    }
-                )
+                tell({"epoch": epoch, "epochs": spec.epochs, "images_per_second": rate * spec.batch,
+                      "seconds_left": (end - self.at.step) / rate,
+                      "accuracy": accuracy})  # fmt: skip
                 told = now
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
                 self.at.seconds = now - began

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from test_train import CutEvery, same
+from test_train import run_in_pieces, same
 
 from ltkd import pool, run, train
 from ltkd.runs import Store, identity
-from ltkd.train import Stopped
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -36,14 +35,9 @@ def test_a_recorded_step_gives_the_bits_of_the_step(tmp_path, tiny, method, prec
 
 
 def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny):
-    spec, cuts = spec_of(tiny, "ltkd"), 0
+    spec = spec_of(tiny, "ltkd")
     whole = run(spec, outputs=tmp_path / "whole", device="cuda")
-    while True:
-        try:
-            pieces = run(spec, outputs=tmp_path / "pieces", device="cuda", stop=CutEvery(9))
-            break
-        except Stopped:
-            cuts += 1
+    pieces, cuts = run_in_pieces(spec, 9, outputs=tmp_path / "pieces", device="cuda")
     assert cuts >= 2
     same(whole, pieces)
 

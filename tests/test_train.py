@@ -139,6 +139,22 @@ class CutEvery:
         return self.looks % self.n == 0
 
 
+def run_in_pieces(spec, looks, **options):
+    """The record of a run that is cut at every so many looks and goes on, and how often it was."""
+    cuts = 0
+    while True:
+        try:
+            return run(spec, stop=CutEvery(looks), **options), cuts
+        except Stopped:
+            cuts += 1
+
+
+def same(one, other):
+    assert one.values["history"] == other.values["history"]
+    assert one.values["model_sha256"] == other.values["model_sha256"]
+    assert (one.predictions() == other.predictions()).all()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("method", "source"),
@@ -148,24 +164,10 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, method, preci
     spec = tiny(method=method, teacher="resnet8", groups=3 if method == "ltkd" else None,
                 precision=precision, teacher_source=source)  # fmt: skip
     whole = run(spec, outputs=tmp_path / "whole")
-    cuts = 0
-    while True:
-        try:
-            pieces = run(spec, outputs=tmp_path / "pieces", stop=CutEvery(5))
-            break
-        except Stopped:
-            cuts += 1
+    pieces, cuts = run_in_pieces(spec, 5, outputs=tmp_path / "pieces")
     assert cuts >= 5
-    assert pieces.values["history"] == whole.values["history"]
-    assert pieces.values["model_sha256"] == whole.values["model_sha256"]
-    assert (pieces.predictions() == whole.predictions()).all()
+    same(pieces, whole)
     assert not list((tmp_path / "pieces").rglob("checkpoint*"))
-
-
-def same(one, other):
-    assert one.values["history"] == other.values["history"]
-    assert one.values["model_sha256"] == other.values["model_sha256"]
-    assert (one.predictions() == other.predictions()).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -112,18 +112,16 @@ class LongTailed:
     def feed(self, device: torch.device) -> "Feed":
         return (FileFeed if isinstance(self.views, Crops) else Feed)(self, device)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last."""
-        return _normalised(images, *self.scale(images.device))
+    def normalise(self, images: Tensor, scale: Tensor | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32, less the mean, over the deviation, channels last; scale:
+        what ``self.scale`` gives for their device, where it was asked before."""
+        mean, std = self.scale(images.device) if scale is None else scale
+        images = images.to(mean.dtype)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def scale(self, device: torch.device) -> Tensor:
         """Mean and deviation of the channels, of 255: [2, 1, 3, 1, 1]."""
         return torch.tensor([self.mean, self.std], device=device).view(2, 1, 3, 1, 1) * 255
-
-
-def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    images = images.to(mean.dtype)
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class Feed:
@@ -139,10 +137,7 @@ class Feed:
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         """The images ``index`` [B] in ``view`` [B]: float32 [B, 3, H, W], normalised."""
-        return self.normalised(self.views.take(self.padded, index, view))
-
-    def normalised(self, images: Tensor) -> Tensor:
-        return _normalised(images, *self.scale)
+        return self.data.normalise(self.views.take(self.padded, index, view), self.scale)
 
     def epoch(self, view: Tensor) -> Tensor:
         """Every training image in its view: uint8 [N, 3, H, W]."""
@@ -163,12 +158,13 @@ class FileFeed(Feed):
         self.data, self.device, self.scale = data, device, data.scale(device)
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
-        return self.normalised(self.data.seen(index.cpu(), view.cpu()).to(self.device))
+        seen = self.data.seen(index.cpu(), view.cpu())
+        return self.data.normalise(seen.to(self.device), self.scale)
 
     def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
         own, view = [index.cpu() for index in indices], view.cpu()
         for images in self.data.train_images.batches(own, [view[index] for index in own]):
-            yield self.normalised(images.to(self.device))
+            yield self.data.normalise(images.to(self.device), self.scale)
 
 
 def fingerprint(name: str) -> str:
