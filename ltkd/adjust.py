@@ -36,7 +36,9 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
     return logits - (tau * prior).to(logits.dtype)
 
 
-def adjusted_counts(store: Store, record: RunRecord, data: LongTailed) -> np.ndarray | None:
+def adjusted_counts(
+    store: Store, record: RunRecord, data: LongTailed, device: torch.device
+) -> np.ndarray | None:
     """Correct test images a class at each of TAUS, [T, C]; None where the network is not kept.
 
     tau counts from the biased space for every method alike: a student that balanced softmax has
@@ -56,7 +58,8 @@ def adjusted_counts(store: Store, record: RunRecord, data: LongTailed) -> np.nda
     spec = record.spec
     if not store.model_path(spec).exists() or (data.counts < 1).any():
         return None
-    logits = predict(store.load_model(spec), data, data.test_images, spec)
+    model = store.load_model(spec).to(device)
+    logits = predict(model, data, data.test_images, spec).cpu()
     own, labels = float(METHODS[spec.method].balanced), data.test_labels
     right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
              for tau in TAUS]  # fmt: skip

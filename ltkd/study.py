@@ -327,8 +327,10 @@ class Study:
         is not kept here are left out.
         """
         rows, same = [], ["run", "pair", "method", "label", "ours", "variant", "seed"]
+        device = pick_device(self.parameters.device)
         for variant, record in self._records(part):
-            correct = adjusted_counts(self.store, record, self.data(record.spec.gamma))
+            data = self.data(record.spec.gamma)
+            correct = adjusted_counts(self.store, record, data, device)
             if correct is None:
                 continue
             about, own = self._row(variant, record), METHODS[record.spec.method].balanced

@@ -11,6 +11,7 @@ from ltkd import Study, adjust_logits
 from ltkd.adjust import TAUS, adjusted_counts
 from ltkd.methods import METHODS
 
+CPU = torch.device("cpu")
 SMALL = {"methods": ["student", "kd", "balanced_softmax", "balanced_softmax_kd_biased"],
          "seeds": [0], "epochs": 3, "ablations": [], "group_counts": [],
          "pairs": ["resnet20-resnet8"]}  # fmt: skip
@@ -74,7 +75,7 @@ def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):
         x = data.normalise(data.test_images)
         with torch.inference_mode():
             logits = model_of(record.spec)(x).tolist()
-        for row, tau in zip(adjusted_counts(study.store, record, data), TAUS, strict=True):
+        for row, tau in zip(adjusted_counts(study.store, record, data, CPU), TAUS, strict=True):
             shift = tau - METHODS[method].balanced
             right = [0] * len(counts)
             for z, label in zip(logits, data.test_labels.tolist(), strict=True):
@@ -85,20 +86,20 @@ def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):
 
 def test_what_was_computed_once_is_read_and_damage_is_not(study, capsys):
     data, record = study.data(), records(study)["kd"]
-    first = adjusted_counts(study.store, record, data)
+    first = adjusted_counts(study.store, record, data, CPU)
     path, model = record.folder / "adjusted.json", study.store.model_path(record.spec)
     weights, text = model.read_bytes(), path.read_text()
     model.unlink()
-    assert (adjusted_counts(study.store, record, data) == first).all()  # no network needed
+    assert (adjusted_counts(study.store, record, data, CPU) == first).all()  # no network needed
     kept = json.loads(text)
     kept["correct"][0][0] += 1
     for damage in (json.dumps(kept), text[:-9], "[]", "{}", "3"):
         path.write_text(damage)
-        assert adjusted_counts(study.store, record, data) is None
+        assert adjusted_counts(study.store, record, data, CPU) is None
         assert f"{path}: damaged" in capsys.readouterr().out
     assert "kd" not in set(study.adjusted("distillation")["method"])
     model.write_bytes(weights)
-    assert (adjusted_counts(study.store, record, data) == first).all()
+    assert (adjusted_counts(study.store, record, data, CPU) == first).all()
     assert path.read_text() == text
 
 
