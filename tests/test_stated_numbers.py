@@ -86,12 +86,6 @@ def chosen_rows():
     runs, adjusted = frames("sweep", "cifar100_lt_tune", "04_ablations.settings-*.csv")
     for label, row in tables.chosen(runs, adjusted).iterrows():
         yield f"| {label} | {' | '.join(map(str, row))} |"
-    _, after = frames(study="cifar100_lt_tune")  # of ReviewKD only the defaults have run
-    curve = after[after["method"] == "reviewkd"]
-    for row in (curve[curve["as_trained"]].iloc[0], curve.loc[curve["all"].idxmax()]):
-        label, tau = ("", "as trained") if row["as_trained"] else (", τ chosen too", row["tau"])
-        cells = [f"{row[metric]:.1f}" for metric in tables.METRICS]
-        yield f"| ReviewKD{label} | kd_weight 5 (default) | {tau} | {' | '.join(cells)} | (1) |"
 
 
 def taken_off_rows():
