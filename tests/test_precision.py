@@ -1,6 +1,7 @@
 """bf16 autocast on a processor without bf16 instructions, against torch's own and float64."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +85,32 @@ def test_it_is_used_where_there_are_no_instructions_and_only_there(monkeypatch, 
             assert bool(used) is (kind == "bf16" and not native)
             assert out.dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
     assert layer(x).dtype == torch.float32  # and nothing of it is left behind
+
+
+@pytest.mark.parametrize(
+    ("instructions", "fast"),
+    [
+        ({"avx512_bf16"}, True),
+        ({"amx_bf16"}, True),
+        ({"avx512_bf16", "amx_bf16"}, True),
+        (set(), False),
+    ],
+)
+def test_avx512_without_bf16_instructions_is_not_fast(monkeypatch, instructions, fast):
+    """Whatever torch says of it: it calls AVX-512 alone supported."""
+    processor = {"architecture": "x86_64", "avx512_bw": True, "avx512_vl": True, "avx512_dq": True}
+    processor |= {name: name in instructions for name in ("avx512_bf16", "amx_bf16")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert precision.fast_bf16.__wrapped__() is fast
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo on this system")
+def test_the_processors_own_word_for_its_instructions():
+    if torch.cpu.get_capabilities().get("architecture") != "x86_64":
+        pytest.skip("the flags have these names on x86-64 only")
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert precision.fast_bf16() is bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 @pytest.mark.parametrize("network", ["resnet8", "vgg8", "mobilenetv2"])
