@@ -171,6 +171,8 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 
 
 if __name__ == "__main__":
-    for rows in (accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows,
-                 part_rows, step_rows, setting_removed_rows, setting_height_rows, teacher_rows):  # fmt: skip
+    for rows in (
+        accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows, part_rows,
+        step_rows, setting_removed_rows, setting_height_rows, teacher_rows,
+    ):  # fmt: skip
         print(*rows(), "", sep="\n")
