@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltkd.report import claims, tables
+from ltkd.methods import METHODS
+from ltkd.report import claims, paper, tables
 from ltkd.study import network_label
 
 ROOT = Path(__file__).parent.parent
 BIASED, SHARP = "LTKD, rebalance 0", "LTKD, temperature 2"
-DKD, DIST = "DKD, beta 2", "DIST, temperature 2"
+DKD, DIST, CATKD = "DKD, beta 2", "DIST, temperature 2", "CAT-KD, beta 1.5"
 SETTINGS = "04_ablations.settings-*.csv"
 STEPS = (
     ("cross_rebalanced", "cross_biased"), ("within_only", "baseline"),
@@ -27,6 +28,11 @@ STEPS = (
     ("KD, weights 1 and 1, prior removed", SHARP), (DKD, "DKD"), (DIST, "DIST"), (SHARP, DKD),
     (SHARP, DIST), ("KD, weights 1 and 1, prior removed", f"{DKD}, prior removed"),
     ("KD, weights 1 and 1, prior removed", f"{DIST}, prior removed"),
+    (CATKD, "CAT-KD"), (SHARP, CATKD),
+    ("KD, weights 1 and 1, prior removed", f"{CATKD}, prior removed"),
+    (SHARP, "ReviewKD"), ("ReviewKD, prior removed", "KD, weights 1 and 1, prior removed"),
+    ("ReviewKD, prior removed", SHARP),
+    ("ReviewKD, prior removed", "Bal. softmax + KD, adjusted teacher"),
 )  # fmt: skip
 
 
@@ -78,16 +84,85 @@ def height_rows():
         yield f"| {tables.marked(part['label'].iloc[0])} | {gap_cells(part)} |"
 
 
-def teacher_rows():
-    """The teachers of the paper's schedule: of them there are records and no pages yet."""
+def full():
+    """The records of the paper's schedule, teachers and students, whether or not all seeds are
+    there: a frame of the runs, one of their curves."""
+    runs, adjusted = [], []
     for path in sorted((ROOT / "outputs/cifar100_lt/runs").glob("*/record.json")):
         values = json.loads(path.read_text())
-        if values["spec"]["method"] == "teacher":
-            assert values["spec"]["epochs"] == 240
-            each = 100 * np.array(values["history"][-1]["correct"]) / values["data"]["test_counts"]
-            parts = [each, each[:33], each[33:67], each[67:]]
-            text = " | ".join(f"{part.mean():.2f}" for part in parts)
-            yield f"| {network_label(values['spec']['student'])} | {text} |"
+        spec, total = values["spec"], np.array(values["data"]["test_counts"])
+        assert spec["epochs"] == 240
+        about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
+        about |= {key: spec[key] for key in ("method", "seed")}
+        about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
+
+        def accuracies(correct, total=total):
+            each = 100 * np.array(correct) / total
+            parts = {"head": each[:33], "medium": each[33:67], "tail": each[67:]}
+            overall = {"all": 100 * np.sum(correct) / total.sum()}
+            return overall | {name: part.mean() for name, part in parts.items()}
+
+        runs.append(about | accuracies(values["history"][-1]["correct"]))
+        if (curve := path.with_name("adjusted.json")).exists():
+            kept = json.loads(curve.read_text())
+            own = float(METHODS[spec["method"]].balanced)
+            for tau, correct in zip(kept["tau"], kept["correct"], strict=True):
+                where = {"tau": tau, "as_trained": tau == own}
+                adjusted.append(about | where | accuracies(correct))
+    return pd.DataFrame(runs), pd.DataFrame(adjusted)
+
+
+def teacher_rows():
+    runs = full()[0]
+    for _, row in runs[runs["method"] == "teacher"].iterrows():
+        yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in tables.METRICS)} |"
+
+
+FULL = ("kd", "kd_ce1", "ltkd", "balanced_softmax")  # of ResNet32x4-ResNet8x4, in a table's order
+
+
+def full_accuracy_rows():
+    """Beside the paper's cells, where our sources have them; with fewer seeds, how many."""
+    runs, adjusted = full()
+    reported = paper.reported("secondary", student="resnet8x4", gamma=100.0)
+    runs = runs[runs["network"] != "VGG13"]
+    for method in ("teacher", *FULL):
+        part = runs[runs["method"] == method]
+        one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
+        cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+        for metric in ("all", "tail"):
+            found = reported[(reported["cell"] == method) & (reported["metric"] == metric)]
+            gaps = part[metric].mean() - found["top1"]
+            cells.append(
+                "".join(f"{v:.2f} ({g:+.1f})" for v, g in zip(found["top1"], gaps, strict=True))
+            )
+        if one["as_trained"].any():
+            cells += ["as trained", "", "", ""]
+        else:
+            cells += [tables.t_interval(one[m]).plus_minus() for m in tables.METRICS]
+        text = " | ".join(cells).replace(" (3)", "").replace("(-", "(−")
+        name = "Teacher ResNet32x4" if method == "teacher" else part["label"].iloc[0]
+        yield f"| {tables.marked(name)} | {text} |".replace("  ", " ")
+
+
+def full_difference_rows():
+    runs, adjusted = full()
+    whole = tables.joined(runs[runs["method"] != "teacher"], adjusted)
+    for asked in ((("", "ltkd", "kd"),), claims.QUESTIONS, claims.AFTER):
+        table = claims.questions(whole, asked)
+        for name, row in table[table["n"] > 1].iterrows():
+            yield f"| {name} | {row['all']} | {row['head']} | {row['tail']} | {row['n']} |"
+
+
+def height_of_both_rows():
+    """Curves of both schedules, read where KD with weights 1 and 1 stands at tau = 1, and LTKD."""
+    for schedule, adjusted in (("240 epochs", full()[1]), ("30 epochs", frames()[1])):
+        for reference in ("kd_ce1", "ltkd"):
+            gaps = tables.at_equal_head(adjusted[adjusted["method"].isin(FULL)], reference)
+            for method, part in gaps.groupby("method", sort=False):
+                name, than = METHODS[method].label, METHODS[reference].label
+                if (n := part["n"].iloc[0]) > 1:
+                    yield f"| {schedule} | {name} − {than} | {gap_cells(part)} | {n} |"
 
 
 def chosen_rows():
@@ -152,7 +227,7 @@ def step_rows():
         yield f"| {' − '.join(names)} | {' | '.join(found)} |"
 
 
-FEWER = {teacher_rows: 2, setting_removed_rows: 4, setting_height_rows: 4}
+FEWER = {teacher_rows: 2, setting_removed_rows: 5, setting_height_rows: 5, full_accuracy_rows: 5}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +237,9 @@ FEWER = {teacher_rows: 2, setting_removed_rows: 4, setting_height_rows: 4}
      ("outputs/FINDINGS.md", chosen_rows), ("outputs/FINDINGS.md", taken_off_rows),
      ("outputs/FINDINGS.md", part_rows), ("outputs/FINDINGS.md", step_rows),
      ("outputs/FINDINGS.md", setting_removed_rows), ("outputs/FINDINGS.md", setting_height_rows),
-     ("outputs/FINDINGS.md", teacher_rows)],
+     ("outputs/FINDINGS.md", teacher_rows), ("README.md", full_accuracy_rows),
+     ("outputs/FINDINGS.md", full_accuracy_rows), ("outputs/FINDINGS.md", full_difference_rows),
+     ("outputs/FINDINGS.md", height_of_both_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
     text = (ROOT / file).read_text()
@@ -176,6 +253,7 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 if __name__ == "__main__":
     for rows in (
         accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows, part_rows,
-        step_rows, setting_removed_rows, setting_height_rows, teacher_rows,
+        step_rows, setting_removed_rows, setting_height_rows, teacher_rows, full_accuracy_rows,
+        full_difference_rows, height_of_both_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
