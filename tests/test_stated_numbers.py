@@ -256,8 +256,6 @@ def step_rows():
 
 FEWER = {
     teacher_rows: 2,
-    setting_removed_rows: 5,
-    setting_height_rows: 5,
     full_accuracy_rows: 5,
     tilt_rows: 2,
 }
