@@ -254,11 +254,7 @@ def step_rows():
         yield f"| {' − '.join(names)} | {' | '.join(found)} |"
 
 
-FEWER = {
-    teacher_rows: 2,
-    full_accuracy_rows: 5,
-    tilt_rows: 2,
-}
+FEWER = {teacher_rows: 2, full_accuracy_rows: 5, tilt_rows: 2}
 
 
 @pytest.mark.parametrize(
