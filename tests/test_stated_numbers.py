@@ -84,6 +84,13 @@ def height_rows():
         yield f"| {tables.marked(part['label'].iloc[0])} | {gap_cells(part)} |"
 
 
+def accuracies(correct, total):
+    each = 100 * np.array(correct) / total
+    parts = {"head": each[:33], "medium": each[33:67], "tail": each[67:]}
+    overall = {"all": 100 * np.sum(correct) / total.sum()}
+    return overall | {name: part.mean() for name, part in parts.items()}
+
+
 def full():
     """The records of the paper's schedule, teachers and students, whether or not all seeds are
     there: a frame of the runs, one of their curves."""
@@ -95,20 +102,13 @@ def full():
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
         about |= {key: spec[key] for key in ("method", "seed")}
         about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
-
-        def accuracies(correct, total=total):
-            each = 100 * np.array(correct) / total
-            parts = {"head": each[:33], "medium": each[33:67], "tail": each[67:]}
-            overall = {"all": 100 * np.sum(correct) / total.sum()}
-            return overall | {name: part.mean() for name, part in parts.items()}
-
-        runs.append(about | accuracies(values["history"][-1]["correct"]))
+        runs.append(about | accuracies(values["history"][-1]["correct"], total))
         if (curve := path.with_name("adjusted.json")).exists():
             kept = json.loads(curve.read_text())
             own = float(METHODS[spec["method"]].balanced)
             for tau, correct in zip(kept["tau"], kept["correct"], strict=True):
                 where = {"tau": tau, "as_trained": tau == own}
-                adjusted.append(about | where | accuracies(correct))
+                adjusted.append(about | where | accuracies(correct, total))
     return pd.DataFrame(runs), pd.DataFrame(adjusted)
 
 
@@ -137,10 +137,8 @@ def full_accuracy_rows():
         cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
         for metric in ("all", "tail"):
             found = reported[(reported["cell"] == method) & (reported["metric"] == metric)]
-            gaps = part[metric].mean() - found["top1"]
-            cells.append(
-                "".join(f"{v:.2f} ({g:+.1f})" for v, g in zip(found["top1"], gaps, strict=True))
-            )
+            mean = part[metric].mean()
+            cells.append("".join(f"{v:.2f} ({mean - v:+.1f})" for v in found["top1"]))
         if one["as_trained"].any():
             cells += ["as trained", "", "", ""]
         else:
@@ -161,9 +159,13 @@ def full_difference_rows():
         yield f"| {' − '.join(names)} | {cells} | {found[0].n} |"
 
 
+def both_schedules():
+    return ("240 epochs", full()[1]), ("30 epochs", frames()[1])
+
+
 def height_of_both_rows():
     """Curves of both schedules, read where KD with weights 1 and 1 stands at tau = 1, and LTKD."""
-    for schedule, adjusted in (("240 epochs", full()[1]), ("30 epochs", frames()[1])):
+    for schedule, adjusted in both_schedules():
         for reference in ("kd_ce1", "ltkd"):
             gaps = tables.at_equal_head(adjusted[adjusted["method"].isin(FULL)], reference)
             for method, part in gaps.groupby("method", sort=False):
@@ -172,21 +174,20 @@ def height_of_both_rows():
                     yield f"| {schedule} | {name} − {than} | {gap_cells(part)} | {n} |"
 
 
+def curve_at(head, part):
+    curve = part.groupby("head")[["all", "medium", "tail"]].mean()
+    return np.array([np.interp(head, curve.index, curve[m]) for m in curve])
+
+
 def tilt_rows():
     """LTKD less KD with weights 1 and 1 at LTKD's height, less the same at that of KD."""
-    for schedule, adjusted in (("240 epochs", full()[1]), ("30 epochs", frames()[1])):
+    for schedule, adjusted in both_schedules():
         tilts = []
-        for _, seed in adjusted[adjusted["method"].isin(("kd_ce1", "ltkd"))].groupby("seed"):
-            heads = seed[seed["tau"] == 1].set_index("method")["head"]
-
-            def lead(height, seed=seed):
-                read = {}
-                for method, part in seed.groupby("method"):
-                    curve = part.groupby("head")[["all", "medium", "tail"]].mean()
-                    read[method] = [np.interp(height, curve.index, curve[m]) for m in curve]
-                return np.subtract(read["ltkd"], read["kd_ce1"])
-
-            tilts.append(lead(heads["ltkd"]) - lead(heads["kd_ce1"]))
+        for _, seed in adjusted.groupby("seed"):
+            ltkd, kd = (seed[seed["method"] == name] for name in ("ltkd", "kd_ce1"))
+            heads = (part.loc[part["tau"] == 1, "head"].item() for part in (ltkd, kd))
+            low, high = (curve_at(head, ltkd) - curve_at(head, kd) for head in heads)
+            tilts.append(low - high)
         found = [tables.t_interval(pd.Series(one)) for one in np.transpose(tilts)]
         cells = " | ".join(one.difference() for one in found)
         yield f"| {schedule} | LTKD − KD, weights 1 and 1, low less high | {cells} | {found[0].n} |"
