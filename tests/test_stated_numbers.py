@@ -17,6 +17,7 @@ from ltkd.study import network_label
 ROOT = Path(__file__).parent.parent
 BIASED, SHARP = "LTKD, rebalance 0", "LTKD, temperature 2"
 DKD, DIST, CATKD = "DKD, beta 2", "DIST, temperature 2", "CAT-KD, beta 1.5"
+REVIEWKD = "ReviewKD, warmup 0"
 SETTINGS = "04_ablations.settings-*.csv"
 STEPS = (
     ("cross_rebalanced", "cross_biased"), ("within_only", "baseline"),
@@ -33,6 +34,10 @@ STEPS = (
     (SHARP, "ReviewKD"), ("ReviewKD, prior removed", "KD, weights 1 and 1, prior removed"),
     ("ReviewKD, prior removed", SHARP),
     ("ReviewKD, prior removed", "Bal. softmax + KD, adjusted teacher"),
+    (REVIEWKD, "ReviewKD"), (SHARP, REVIEWKD),
+    (f"{REVIEWKD}, prior removed", "KD, weights 1 and 1, prior removed"),
+    (f"{REVIEWKD}, prior removed", SHARP),
+    (f"{REVIEWKD}, prior removed", "Bal. softmax + KD, adjusted teacher"),
 )  # fmt: skip
 
 
