@@ -21,7 +21,7 @@ RUNS = {
     "tiny_imagenet_lt": 4 * 3 + 2 * 5 * 3 * 3 + 12 * 7 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
     "cifar10_lt": 3 * 3 + 2 * 3 * 3 * 3 + 12 * 3 * 3 * 3 + 3 * 1 * 3 * 3 + 3 * 1 * 3 * 3,
     "imagenet_lt": 2 * 3 + 2 * 2 * 3 + 12 * 2 * 3 + 1 * 1 * 3 + 1 * 1 * 3,
-    # One teacher; fourteen methods, 3 cells, groups 10 and 100, 7 settings; three seeds.
+    # One teacher; fourteen methods, 3 cells, groups 10 and 100, 8 settings; three seeds.
     "cifar100_lt_short": 1 + (14 + 3 + 2 + 8) * 3,
     # One teacher; 2 students without it, KD with weights 1 and 1, 7 methods in 6 settings each.
     "cifar100_lt_tune": 1 + 2 + 1 + 11 * 6,
