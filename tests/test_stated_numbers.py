@@ -96,14 +96,16 @@ def accuracies(correct, total):
     return overall | {name: part.mean() for name, part in parts.items()}
 
 
-def full():
-    """The records of the paper's schedule, teachers and students, whether or not all seeds are
-    there: a frame of the runs, one of their curves."""
+def full(teacher="resnet32x4", student="resnet8x4"):
+    """The records of the paper's schedule of one pair, its teacher's too, whether or not all seeds
+    are there: a frame of the runs, one of their curves."""
     runs, adjusted = [], []
     for path in sorted((ROOT / "outputs/cifar100_lt/runs").glob("*/record.json")):
         values = json.loads(path.read_text())
         spec, total = values["spec"], np.array(values["data"]["test_counts"])
         assert spec["epochs"] == 240
+        if spec["student"] not in (teacher, student):
+            continue
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
         about |= {key: spec[key] for key in ("method", "seed")}
         about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
@@ -118,12 +120,14 @@ def full():
 
 
 def teacher_rows():
-    runs = full()[0]
-    for _, row in runs[runs["method"] == "teacher"].iterrows():
-        yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in tables.METRICS)} |"
+    for pair in ((), VGG):
+        runs = full(*pair)[0]
+        for _, row in runs[runs["method"] == "teacher"].iterrows():
+            yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in tables.METRICS)} |"
 
 
 FULL = ("kd", "kd_ce1", "ltkd", "balanced_softmax")  # of ResNet32x4-ResNet8x4, in a table's order
+VGG = ("vgg13", "vgg8")
 FULL_STEPS = (
     ("ltkd", "kd"), ("kd_ce1", "kd"), ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"),
     ("kd_ce1_removed", "kd_ce1"), ("kd_ce1_removed", "ltkd"), ("ltkd_removed", "ltkd"),
@@ -135,7 +139,6 @@ def full_accuracy_rows():
     """Beside the paper's cells, where our sources have them; with fewer seeds, how many."""
     runs, adjusted = full()
     reported = paper.reported("secondary", student="resnet8x4", gamma=100.0)
-    runs = runs[runs["network"] != "VGG13"]
     for method in ("teacher", *FULL):
         part = runs[runs["method"] == method]
         one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
