@@ -1,9 +1,9 @@
 """Post-hoc logit adjustment: the class prior taken out of a student that is already trained.
 
 Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, section 4.1: cross-entropy on a
-long tail learns p(y) p(x | y), so that on a balanced test set argmax z - tau log pi is the better
-answer, at tau = 1 the consistent one. It needs no training, and it is a rival of every loss that
-corrects the same bias while training.
+long tail learns p(y | x), in proportion to p(y) p(x | y), so that on a balanced test set
+argmax z - tau log pi is the better answer, at tau = 1 the consistent one. It needs no training, and
+it is a rival of every loss that corrects the same bias while training.
 """
 
 import json

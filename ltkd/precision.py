@@ -37,7 +37,8 @@ class Bf16ByFp32(TorchFunctionMode):
 
     Products of bf16 numbers are exact in fp32, and bf16 instructions sum in fp32 as well, so that
     results differ in the last place only, by the order of the sums, as they do between processors.
-    Where torch has no fast kernel, a step of VGG8 takes it about twenty times as long as this.
+    Where torch has no fast kernel, a step of VGG8 takes it about twenty times as long as this on an
+    AVX2 processor, its forward and backward pass three times as long on one with AVX-512.
     """
 
     def __torch_function__(

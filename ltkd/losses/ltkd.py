@@ -20,9 +20,10 @@ class LTKDLoss(nn.Module):
     returns         scalar, float32 or float64
 
     p_G is the probability of group G at softmax(z / T), p~_G the distribution inside it, and p^T_G
-    the teacher's p_G rebalanced over the batch: every group weighs the same in it. `rebalance`
-    False takes pT_G as it is. With a `process_group` the batch is the global one (one small
-    all-gather a call, which all its ranks must make). There is no official code to differ from.
+    the teacher's p_G divided by its sum over the batch and normalised again in each sample, so that
+    all groups weigh about the same in the batch. `rebalance` False takes pT_G as it is. With a
+    `process_group` the batch is the global one (one small all-gather a call, which all its ranks
+    must make). There is no official code to differ from.
     """
 
     groups: Tensor

@@ -3,7 +3,8 @@
 Two kinds of uncertainty are kept apart. *Over seeds*: t intervals with n - 1 degrees of freedom; a
 seed varies the student's initialisation, order and views, so they hold for the one split and the
 one teacher of the study. *Over test images*: a bootstrap that resamples the test set within each
-and leaves the trained networks as they are. Every table says which of the two it shows, with n.
+class and leaves the trained networks as they are. Every table says which of the two it shows,
+with n.
 
 Functions take the rows of one setting (data set, gamma, pair, schedule): see ``settings``.
 """
