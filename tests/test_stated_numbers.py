@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ltkd.data.sources import source
 from ltkd.methods import METHODS
 from ltkd.report import claims, paper, tables
 from ltkd.study import network_label
@@ -107,7 +108,7 @@ def full(teacher="resnet32x4", student="resnet8x4"):
         if spec["student"] not in (teacher, student):
             continue
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
-        about |= {key: spec[key] for key in ("method", "seed")}
+        about |= {key: spec[key] for key in ("method", "seed", "student")}
         about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
         runs.append(about | accuracies(values["history"][-1]["correct"], total))
         if (curve := path.with_name("adjusted.json")).exists():
@@ -135,11 +136,15 @@ FULL_STEPS = (
 )  # fmt: skip
 
 
-def full_accuracy_rows():
+def full_accuracy_rows(pair=(), methods=FULL):
     """Beside the paper's cells, where our sources have them; with fewer seeds, how many."""
-    runs, adjusted = full()
-    reported = paper.reported("secondary", student="resnet8x4", gamma=100.0)
-    for method in ("teacher", *FULL):
+    runs, adjusted = full(*pair)
+    reported = pd.concat(
+        [paper.reported(table, gamma=100.0) for table in ("group_count", "secondary")]
+    )
+    own = reported["student"].isin(runs["student"])
+    reported = reported[own].replace({"cell": {"3": "ltkd"}}).drop_duplicates(["cell", "metric"])
+    for method in ("teacher", *methods):
         part = runs[runs["method"] == method]
         one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
         cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
@@ -152,7 +157,8 @@ def full_accuracy_rows():
         else:
             cells += [tables.t_interval(one[m]).plus_minus() for m in tables.METRICS]
         text = " | ".join(cells).replace(" (3)", "").replace("(-", "(−")
-        name = "Teacher ResNet32x4" if method == "teacher" else part["label"].iloc[0]
+        name = part["label"].iloc[0]
+        name = f"Teacher {part['network'].iloc[0]}" if method == "teacher" else name
         yield f"| {tables.marked(name)} | {text} |".replace("  ", " ")
 
 
@@ -165,6 +171,24 @@ def full_difference_rows():
         names = (tables.marked(tables.LABELS[name]) for name in (better, worse))
         cells = " | ".join(one.difference() for one in found)
         yield f"| {' − '.join(names)} | {cells} | {found[0].n} |"
+
+
+def vgg_accuracy_rows():
+    for row in full_accuracy_rows(VGG, ("ltkd", "kd_adjusted")):
+        yield row.replace(" (1) |", " |")
+
+
+def vgg_difference_rows(labels):
+    """One seed each, so that the intervals are over the test images only."""
+    runs, groups = full(*VGG)[0].set_index("method"), np.repeat([0, 1, 2], [33, 34, 33])
+    right = {}
+    for method, run in runs["run"].items():
+        folder = ROOT / "outputs/cifar100_lt/runs" / run
+        right[method] = np.load(folder / "predictions.npy", allow_pickle=False) == labels
+    for other, name in (("kd_adjusted", "KD, adjusted teacher (ours)"), ("teacher", "Teacher")):
+        found = tables.bootstrap(right["ltkd"] - 1.0 * right[other], labels, groups)
+        cells = [tables.interval_of(found, metric=m).difference() for m in tables.METRICS]
+        yield f"| LTKD − {name} | {' | '.join(cells)} |"
 
 
 def both_schedules():
@@ -263,7 +287,7 @@ def step_rows():
         yield f"| {' − '.join(names)} | {' | '.join(found)} |"
 
 
-FEWER = {teacher_rows: 2, full_accuracy_rows: 5, tilt_rows: 2}
+FEWER = {teacher_rows: 2, full_accuracy_rows: 5, vgg_accuracy_rows: 3, tilt_rows: 2}
 
 
 @pytest.mark.parametrize(
@@ -275,6 +299,7 @@ FEWER = {teacher_rows: 2, full_accuracy_rows: 5, tilt_rows: 2}
      ("outputs/FINDINGS.md", setting_removed_rows), ("outputs/FINDINGS.md", setting_height_rows),
      ("outputs/FINDINGS.md", teacher_rows), ("README.md", full_accuracy_rows),
      ("outputs/FINDINGS.md", full_accuracy_rows), ("outputs/FINDINGS.md", full_difference_rows),
+     ("outputs/FINDINGS.md", vgg_accuracy_rows),
      ("outputs/FINDINGS.md", height_of_both_rows), ("outputs/FINDINGS.md", tilt_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
@@ -286,10 +311,16 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
         assert row in text
 
 
+def test_every_difference_of_one_seed_is_that_of_the_predictions(cifar100):
+    for row in vgg_difference_rows(np.asarray(cifar100.test[1])):
+        assert row in (ROOT / "outputs/FINDINGS.md").read_text()
+
+
 if __name__ == "__main__":
     for rows in (
         accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows, part_rows,
         step_rows, setting_removed_rows, setting_height_rows, teacher_rows, full_accuracy_rows,
-        full_difference_rows, height_of_both_rows, tilt_rows,
+        full_difference_rows, height_of_both_rows, tilt_rows, vgg_accuracy_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
+    print(*vgg_difference_rows(np.asarray(source("cifar100").test[1])), sep="\n")
