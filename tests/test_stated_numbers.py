@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltkd.data.sources import source
+from ltkd.data import load
 from ltkd.methods import METHODS
 from ltkd.report import claims, paper, tables
 from ltkd.study import network_label
@@ -97,7 +97,14 @@ def accuracies(correct, total):
     return overall | {name: part.mean() for name, part in parts.items()}
 
 
-def full(teacher="resnet32x4", student="resnet8x4"):
+RESNET, VGG = ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8")
+FULL = {  # pair -> its methods at the paper's schedule, in a table's order
+    RESNET: ("kd", "kd_ce1", "ltkd", "balanced_softmax"),
+    VGG: ("ltkd", "kd_adjusted"),
+}
+
+
+def full(pair=RESNET):
     """The records of the paper's schedule of one pair, its teacher's too, whether or not all seeds
     are there: a frame of the runs, one of their curves."""
     runs, adjusted = [], []
@@ -105,10 +112,10 @@ def full(teacher="resnet32x4", student="resnet8x4"):
         values = json.loads(path.read_text())
         spec, total = values["spec"], np.array(values["data"]["test_counts"])
         assert spec["epochs"] == 240
-        if spec["student"] not in (teacher, student):
+        if spec["student"] not in pair:
             continue
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
-        about |= {key: spec[key] for key in ("method", "seed", "student")}
+        about |= {key: spec[key] for key in ("method", "seed")}
         about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
         runs.append(about | accuracies(values["history"][-1]["correct"], total))
         if (curve := path.with_name("adjusted.json")).exists():
@@ -121,14 +128,12 @@ def full(teacher="resnet32x4", student="resnet8x4"):
 
 
 def teacher_rows():
-    for pair in ((), VGG):
-        runs = full(*pair)[0]
+    for pair in FULL:
+        runs = full(pair)[0]
         for _, row in runs[runs["method"] == "teacher"].iterrows():
             yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in tables.METRICS)} |"
 
 
-FULL = ("kd", "kd_ce1", "ltkd", "balanced_softmax")  # of ResNet32x4-ResNet8x4, in a table's order
-VGG = ("vgg13", "vgg8")
 FULL_STEPS = (
     ("ltkd", "kd"), ("kd_ce1", "kd"), ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"),
     ("kd_ce1_removed", "kd_ce1"), ("kd_ce1_removed", "ltkd"), ("ltkd_removed", "ltkd"),
@@ -136,15 +141,15 @@ FULL_STEPS = (
 )  # fmt: skip
 
 
-def full_accuracy_rows(pair=(), methods=FULL):
+def full_accuracy_rows(pair=RESNET):
     """Beside the paper's cells, where our sources have them; with fewer seeds, how many."""
-    runs, adjusted = full(*pair)
+    runs, adjusted = full(pair)
     reported = pd.concat(
         [paper.reported(table, gamma=100.0) for table in ("group_count", "secondary")]
     )
-    own = reported["student"].isin(runs["student"])
+    own = reported["student"] == pair[1]
     reported = reported[own].replace({"cell": {"3": "ltkd"}}).drop_duplicates(["cell", "metric"])
-    for method in ("teacher", *methods):
+    for method in ("teacher", *FULL[pair]):
         part = runs[runs["method"] == method]
         one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
         cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
@@ -157,8 +162,8 @@ def full_accuracy_rows(pair=(), methods=FULL):
         else:
             cells += [tables.t_interval(one[m]).plus_minus() for m in tables.METRICS]
         text = " | ".join(cells).replace(" (3)", "").replace("(-", "(−")
-        name = part["label"].iloc[0]
-        name = f"Teacher {part['network'].iloc[0]}" if method == "teacher" else name
+        label, network = part[["label", "network"]].iloc[0]
+        name = f"Teacher {network}" if method == "teacher" else label
         yield f"| {tables.marked(name)} | {text} |".replace("  ", " ")
 
 
@@ -174,21 +179,20 @@ def full_difference_rows():
 
 
 def vgg_accuracy_rows():
-    for row in full_accuracy_rows(VGG, ("ltkd", "kd_adjusted")):
+    for row in full_accuracy_rows(VGG):
         yield row.replace(" (1) |", " |")
 
 
-def vgg_difference_rows(labels):
+def vgg_difference_rows():
     """One seed each, so that the intervals are over the test images only."""
-    runs, groups = full(*VGG)[0].set_index("method"), np.repeat([0, 1, 2], [33, 34, 33])
-    right = {}
-    for method, run in runs["run"].items():
-        folder = ROOT / "outputs/cifar100_lt/runs" / run
-        right[method] = np.load(folder / "predictions.npy", allow_pickle=False) == labels
-    for other, name in (("kd_adjusted", "KD, adjusted teacher (ours)"), ("teacher", "Teacher")):
-        found = tables.bootstrap(right["ltkd"] - 1.0 * right[other], labels, groups)
-        cells = [tables.interval_of(found, metric=m).difference() for m in tables.METRICS]
-        yield f"| LTKD − {name} | {' | '.join(cells)} |"
+    runs, data = full(VGG)[0], load("cifar100", 100.0)
+    folder = ROOT / "outputs/cifar100_lt/runs"
+    told = {run: np.load(folder / run / "predictions.npy", allow_pickle=False)
+            for run in runs["run"]}  # fmt: skip
+    for other in ("kd_adjusted", "teacher"):
+        found = tables.both_intervals(runs, told, data, "ltkd", other)
+        cells = found.loc[list(tables.METRICS), "over test images (bootstrap)"]
+        yield f"| LTKD − {tables.marked(METHODS[other].label)} | {' | '.join(cells)} |"
 
 
 def both_schedules():
@@ -199,7 +203,7 @@ def height_of_both_rows():
     """Curves of both schedules, read where KD with weights 1 and 1 stands at tau = 1, and LTKD."""
     for schedule, adjusted in both_schedules():
         for reference in ("kd_ce1", "ltkd"):
-            gaps = tables.at_equal_head(adjusted[adjusted["method"].isin(FULL)], reference)
+            gaps = tables.at_equal_head(adjusted[adjusted["method"].isin(FULL[RESNET])], reference)
             for method, part in gaps.groupby("method", sort=False):
                 name, than = METHODS[method].label, METHODS[reference].label
                 if (n := part["n"].iloc[0]) > 1:
@@ -311,9 +315,13 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
         assert row in text
 
 
-def test_every_difference_of_one_seed_is_that_of_the_predictions(cifar100):
-    for row in vgg_difference_rows(np.asarray(cifar100.test[1])):
-        assert row in (ROOT / "outputs/FINDINGS.md").read_text()
+@pytest.mark.usefixtures("cifar100")
+def test_every_difference_of_one_seed_is_that_of_the_predictions():
+    text = (ROOT / "outputs/FINDINGS.md").read_text()
+    found = list(vgg_difference_rows())
+    assert len(found) == 2
+    for row in found:
+        assert row in text
 
 
 if __name__ == "__main__":
@@ -321,6 +329,6 @@ if __name__ == "__main__":
         accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows, part_rows,
         step_rows, setting_removed_rows, setting_height_rows, teacher_rows, full_accuracy_rows,
         full_difference_rows, height_of_both_rows, tilt_rows, vgg_accuracy_rows,
+        vgg_difference_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
-    print(*vgg_difference_rows(np.asarray(source("cifar100").test[1])), sep="\n")
