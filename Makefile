@@ -31,7 +31,7 @@ test: env ## lint, format, types, all tests
 
 reproduce: PARAMS := params/cifar100_lt_quick.yaml
 reproduce: env ## one row of PARAMS' table from nothing, and whether it falls where stated: ROW=ltkd
-	@$(BIN)/ltkd reproduce $(PARAMS) $(or $(ROW),$(error name the row: make reproduce ROW=ltkd))
+	@$(BIN)/ltkd reproduce $(PARAMS) $(or $(ROW),$(error name the row: make reproduce ROW=ltkd)) $(ARGS)
 
 cluster-test: env ## a real SLURM of two nodes here, jobs killed, records compared (never in test)
 	@$(BIN)/python tests/cluster.py

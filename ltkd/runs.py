@@ -109,6 +109,15 @@ class Store:
             return self.folder / "teachers" / f"{identity(spec)}.safetensors"
         return self.run_folder(spec) / "model.safetensors"
 
+    def all(self) -> list[RunRecord]:
+        """Every finished record of this library and these data, by name."""
+        found = {}
+        for path in sorted(self.folder.glob("runs/*/record.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # ``get`` tells of damage
+                record = self.get(RunSpec(**json.loads(path.read_text())["spec"]))
+                found |= {record.run: record} if record else {}
+        return list(found.values())
+
     def get(self, spec: RunSpec) -> RunRecord | None:
         """The finished record, or None. A damaged one is set aside by name and counts as absent.
 

@@ -249,6 +249,12 @@ class Study:
         """
         return pd.DataFrame([self._row(variant, record) for variant, record in self._records(part)])
 
+    def others(self) -> pd.DataFrame:
+        """``results`` of the folder's finished runs that are not of these parameters."""
+        own = {pool.identity(spec) for spec in self.runs()}
+        found = [record for record in self.store.all() if record.run not in own]
+        return pd.DataFrame([self._row("", one) for one in found if not one.diverged])
+
     def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
         """A method's runs in the table of methods, and ``results`` of those that are there."""
         specs = [spec for _, spec in self._items("distillation") if spec.method == method]

@@ -26,7 +26,7 @@ def few_images() -> LongTailed:
     labels = torch.arange(B)
     return LongTailed(
         name="cifar100", title="Few", gamma=1.0, class_names=list("abcd"),
-        counts=torch.ones(B, dtype=torch.long), clipped=torch.zeros(B, dtype=torch.long),
+        counts=torch.tensor([8, 4, 2, 1]), clipped=torch.zeros(B, dtype=torch.long),
         indices=np.arange(B), train_images=images, train_labels=labels, test_images=images[:2],
         test_labels=labels[:2], views=Views(0, False), mean=(0.5,) * 3, std=(0.25,) * 3,
         sha256="0" * 64)  # fmt: skip
@@ -70,6 +70,41 @@ def teacher_of():
         return made[name]
 
     return get
+
+
+NO = {
+    "resnet32x4-resnet8x4": (15, 2, False),
+    "vgg13-vgg8": (4.5, 2, False),
+    "wrn_40_2-wrn_40_1": (1.5, 2, False),
+    "resnet34_imagenet-resnet18_imagenet": (0.5, 4, False),
+}
+YES = {"resnet32x4-shufflenetv1": (600, 4, True), "vgg13-mobilenetv2": (15, 2, True),
+       "wrn_40_2-shufflenetv1": (80, 4, True), "resnet50-mobilenetv2": (40, 2, True),
+       "resnet50_imagenet-mobilenetv1": (10, 2, True)}  # fmt: skip
+DKD_BETA = dict(zip(PAIRS, (8, 8, 6, 6, 6, 8, 8, 0.5, 2), strict=True))
+REVIEW_WEIGHT = dict(zip(PAIRS, (5,) * 7 + (1, 8), strict=True))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_arguments_are_those_that_the_official_code_has(pair):
+    """KD, DKD, ReviewKD, DIST and CAT-KD for each pair: weights, temperatures, warm-up's part."""
+    large = "imagenet" in pair
+    warmup, temperature = (0, 1) if large else (1 / 12, 4)
+    beta, pool, normalize = (NO | YES)[pair]
+    wanted = {
+        "kd": {"ce_weight": 0.5 if large else 0.1, "kd_weight": 0.5 if large else 0.9,
+               "temperature": temperature},
+        "dkd": {"ce_weight": 1, "kd_weight": 1, "warmup": warmup, "alpha": 1,
+                "beta": DKD_BETA[pair], "temperature": temperature},
+        "reviewkd": {"ce_weight": 1, "kd_weight": REVIEW_WEIGHT[pair], "warmup": warmup},
+        "dist": {"ce_weight": 1, "kd_weight": 1, "beta": 2, "gamma": 2, "temperature": temperature},
+        "catkd": {"ce_weight": 1, "kd_weight": 1, "beta": beta, "pool": pool,
+                  "normalize": normalize},
+        "ltkd": {"ce_weight": 1, "kd_weight": 1, "alpha": 1, "beta": 1, "temperature": 4,
+                 "rebalance": True},
+    }  # fmt: skip
+    for method, expected in wanted.items():
+        assert METHODS[method].defaults(*pair.split("-")) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "teacher"])

@@ -1,6 +1,7 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ltkd import Study, pool, run
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
 from ltkd.report import tables
+from ltkd.report.build import write_runs
 from ltkd.runs import identity
 from ltkd.study import PARTS, Pair
 from ltkd.train import learning_rate
@@ -243,6 +245,21 @@ def test_the_committed_records_are_whole_and_are_what_the_parameter_file_asks_fo
     own = table.loc["distillation"].reset_index()
     assert own["run"].tolist() == frame["run"].tolist()
     assert np.allclose(own[["all", "tail"]], frame[["all", "tail"]], atol=1e-4)
+
+
+def test_runs_of_other_parameters_follow_in_the_table_without_a_part(study, tmp_path):
+    shutil.copytree(study.folder, tmp_path / "small")
+    (tmp_path / "small/runs" / ("0" * 16)).mkdir()
+    (tmp_path / "small/runs" / ("0" * 16) / "record.json").write_text("{}")
+    less = Study(outputs=tmp_path, name="small", **SMALL | {"seeds": [0], "ablations": []})
+    write_runs(less)
+    table = pd.read_csv(less.folder / "runs.csv", keep_default_na=False).set_index("run")
+    own, rest = (table[table["part"] != ""], table[table["part"] == ""])
+    assert set(own.index) == names(less)
+    assert set(rest.index) == names(study) - names(less)
+    told = pd.concat([study.results(part) for part in PARTS]).drop_duplicates("run")
+    told = told.set_index("run").loc[rest.index]
+    assert np.allclose(rest[["all", "tail"]], told[["all", "tail"]], atol=1e-4)
 
 
 def test_three_hundred_runs_are_read_once_each_and_chosen_without_a_search(tmp_path, monkeypatch):

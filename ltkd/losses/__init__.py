@@ -21,7 +21,9 @@ class Entry(NamedTuple):
     targets: bool = False
 
 
-# One line a loss: the losses that ltkd.methods can name.
+# One line a loss: the losses that ltkd.methods can name. Beyond this line and its entry there, a
+# loss that looks across the batch or takes groups is built by Method.build, one whose parameters
+# depend on the networks by train.initial_objective, and params names one that has no table.
 LOSSES = {
     "kd": Entry(KDLoss),
     "dkd": Entry(DKDLoss, targets=True),

@@ -18,6 +18,7 @@ class DKDLoss(nn.Module):
     TCKD = KL of the pairs [p_target, 1 - p_target]; NCKD = KL over the other classes, renormalised:
     KL = TCKD + (1 - pT_target) NCKD. The official code subtracts 1000 from the target's logit
     instead of removing it, and takes the log of bare probabilities, NaN once one underflows.
+    Where the teacher's logits are -inf off the target NCKD is undefined, and the result NaN.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

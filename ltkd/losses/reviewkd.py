@@ -63,6 +63,11 @@ class ReviewKDLoss(nn.Module):
             student, teacher = as_map(student_features[level]), as_map(teacher_features[level])
             # Features of a bf16 network meet float32 parameters; under autocast both go down again.
             student = student.to(torch.promote_types(student.dtype, torch.float32))
+            if self.training and len(student) * min(student.shape[-1], *self.teacher_sizes) == 1:
+                raise ValueError(
+                    f"student_features[{level}] has shape {list(student.shape)}; in training the "
+                    "fusion's batch norm needs more than one value a channel: a batch of 2 or more"
+                )
             fused, deeper = self.fusions[level](student, deeper, self.teacher_sizes[level])
             if fused.shape != teacher.shape:
                 raise ValueError(

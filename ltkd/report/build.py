@@ -65,8 +65,12 @@ def _behind(study: Study) -> bool:
 
 
 def write_runs(study: Study) -> None:
-    """runs.csv and runs.json: a row a run and part, the tidy table that the notebooks draw from."""
+    """runs.csv and runs.json: a row a run and part, the tidy table that the notebooks draw from.
+
+    Finished runs of the folder that are not of these parameters follow, with no part.
+    """
     frames = [study.results(part).assign(part=part) for part in PARTS]
+    frames.append(study.others().assign(part=""))
     frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=["run", "part"])]
     table = pd.concat(frames, ignore_index=True).round(4)
     write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))

@@ -169,8 +169,9 @@ def paired(
 
 
 def marked(label: str) -> str:
-    """A row's label; methods that the paper does not have say so."""
-    return f"{label} (ours)" if label in OURS or label.endswith(REMOVED) else label
+    """A row's label, of a method or a setting; methods that the paper does not have say so."""
+    ours = f"{label}, ".startswith(tuple(f"{one}, " for one in OURS)) or label.endswith(REMOVED)
+    return f"{label} (ours)" if ours else label
 
 
 def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
@@ -450,6 +451,30 @@ def against_paper(runs: pd.DataFrame, setting: Setting, table: str) -> pd.DataFr
     cells = paper.beside(setting, table)[1].rename(columns={"cell": "method", "top1": "paper"})
     ours = summarise(runs, metrics=("all", "tail"))
     return ours.merge(cells[["method", "metric", "paper"]], on=["method", "metric"])
+
+
+LTKD_CELLS = {
+    "main": "ltkd", "secondary": "ltkd", "ablations": "cross_and_within",
+    "group_count": "3"}  # fmt: skip
+
+
+def nearest_to_paper(runs: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """LTKD's settings less the paper's cells, in points, the nearest first; empty where the paper
+    has none of this very setting.
+
+    A description: it looks at the test images, so that no setting may be chosen by it.
+    """
+    told = {
+        row.metric: row.top1
+        for table, cell in LTKD_CELLS.items() if paper.comparable(setting, table)
+        for row in paper.beside(setting, table)[1].query("cell == @cell").itertuples()
+    }  # fmt: skip
+    metrics = [metric for metric in METRICS if metric in told]
+    rows: dict[str, dict[str, float]] = {}
+    for row in summarise(runs[runs["method"] == "ltkd"], "variant", metrics).to_dict("records"):
+        rows.setdefault(row["label"], {})[row["metric"]] = row["mean"] - told[row["metric"]]
+    away = pd.DataFrame.from_dict(rows, orient="index", columns=metrics)
+    return away.sort_values(metrics[:1], key=abs).round(2) if metrics else away
 
 
 def classes(data: Any) -> pd.DataFrame:

@@ -1,7 +1,10 @@
 """Absent and damaged data: the message names the folder and the mend, and nothing is unpickled."""
 
+import hashlib
 import pickle
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ltkd.data import DataError
@@ -30,6 +33,37 @@ def test_a_foreign_pickle_is_refused_before_it_is_loaded(tmp_path, name):
         (folder / file).write_bytes(pickle.dumps(_Bomb()))
     with pytest.raises(DataError, match="is not the official file"):
         cifar(name, tmp_path)
+
+
+def test_cifar10_is_five_batches_in_their_order(tmp_path, monkeypatch):
+    """The official layout at a hundredth of its size, under sums of its own."""
+    from ltkd.data import sources
+
+    about = sources._CIFAR["cifar10"]
+    folder, sums = tmp_path / about.folder, {}
+    folder.mkdir()
+    order = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+    for number, file in enumerate(order):
+        data = np.full((100, 3072), number, np.uint8)
+        data[:, 1024:2048] += 100  # a plane a colour
+        labels = [(number + i) % 10 for i in range(100)]
+        content = pickle.dumps({"data": data, "labels": labels}, protocol=2)
+        (folder / file).write_bytes(content)
+        sums[file] = hashlib.md5(content).hexdigest()
+    content = pickle.dumps({"label_names": list("abcdefghij")}, protocol=2)
+    (folder / about.names[0]).write_bytes(content)
+    sums[about.names[0]] = hashlib.md5(content).hexdigest()
+    assert set(sums) == set(about.files)
+    monkeypatch.setitem(sources._CIFAR, "cifar10", replace(about, files=sums))
+    found = sources.cifar.__wrapped__("cifar10", tmp_path)
+    images, labels = found.train
+    assert images.shape == (500, 3, 32, 32)
+    assert images[::100, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert images[::100, 1, 31, 31].tolist() == [100, 101, 102, 103, 104]
+    assert labels[:3].tolist() == [0, 1, 2]
+    assert labels[400:403].tolist() == [4, 5, 6]
+    assert found.test[0][0, 0, 0, 0] == 5
+    assert found.class_names == list("abcdefghij")
 
 
 def test_prepare_says_what_is_there(cifar100):

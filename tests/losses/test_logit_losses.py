@@ -93,6 +93,9 @@ def test_dkd_removes_the_target_exactly() -> None:
     nckd = DKDLoss(0, 1)
     assert nckd(moved, teacher, labels) == nckd(student, teacher, labels)
     pair, rest = split_target(student, labels)
+    one_hot = 2e4 * torch.eye(CLASSES, dtype=torch.float64)[labels]  # all of it on the target
+    told = nckd(student, one_hot, labels)
+    torch.testing.assert_close(told, nckd(student, torch.zeros_like(one_hot), labels))
     assert pair.shape == (6, 2)
     assert rest.shape == (6, CLASSES - 1)
 
@@ -103,11 +106,29 @@ def test_dist_invariances() -> None:
     for dim in (0, 1):
         r = pearson(a, b, dim)
         torch.testing.assert_close(pearson(3 * a + 2, 0.5 * b - 1, dim), r, rtol=0, atol=1e-6)
+        bare = [pearson(x, y, dim, eps=0.0) for x, y in ((a, b), (3 * a + 2, 0.5 * b - 1))]
+        torch.testing.assert_close(*bare, rtol=0, atol=1e-12)
         torch.testing.assert_close(pearson(-a, b, dim), -r, rtol=0, atol=1e-12)
         torch.testing.assert_close(pearson(a, a, dim), torch.ones_like(r), rtol=0, atol=1e-6)
         vectors = zip(a.unbind(1 - dim), b.unbind(1 - dim), strict=True)
         exact = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in vectors])
         torch.testing.assert_close(r, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(0, 6), (1, CLASSES)])
+def test_dist_does_not_see_the_order_of_samples_or_of_classes(dim: int, size: int) -> None:
+    student, teacher = logits()
+    order = torch.arange(size).roll(2).flip(0)
+    moved = DISTLoss()(student.index_select(dim, order), teacher.index_select(dim, order))
+    assert_same(moved, DISTLoss()(student, teacher), student)
+
+
+def test_dist_of_one_sample_has_no_columns_to_correlate() -> None:
+    """A column of one is constant: 1 for the intra-class term, and the row's own correlation."""
+    student, teacher = logits(1)
+    row = torch.corrcoef(torch.cat([(x / 4).softmax(1) for x in (student, teacher)]))[0, 1]
+    loss = DISTLoss()(student, teacher)
+    torch.testing.assert_close(loss, 16 * (2 * (1 - row) + 2), rtol=0, atol=1e-4)
 
 
 def test_dist_of_a_constant_row_is_finite() -> None:

@@ -439,3 +439,22 @@ def test_every_table_marks_the_rivals_that_the_paper_lacks():
     assert list(tables.accuracies(frame).index) == ["KD", "LTKD", "Balanced softmax (ours)"]
     differences = tables.wide(tables.paired(frame, "kd"))
     assert list(differences.index) == ["LTKD", "Balanced softmax (ours)"]
+    for label in ("KD, temperature 2", "LTKD, alpha 4", "DKD, beta 2"):
+        assert tables.marked(label) == label
+    for label in ("KD, adjusted teacher, temperature 2", "KD, weights 1 and 1, prior removed",
+                  "Bal. softmax + KD (naive), ce_weight 1", "KD, prior removed"):  # fmt: skip
+        assert tables.marked(label) == f"{label} (ours)"
+
+
+def test_settings_stand_by_their_distance_from_the_paper_s_cell_only_in_its_setting():
+    frame = pd.concat([
+        runs({"ltkd": all_}).assign(variant=name, tail=tail)
+        for name, all_, tail in (("far", [49.08, 49.08], 20.0), ("near", [50.0, 52.0], 28.21))
+    ])  # fmt: skip
+    same = Setting("cifar100", 100.0, "resnet32x4", "resnet8x4", 240)
+    away = tables.nearest_to_paper(frame, same)
+    assert list(away.index) == ["near", "far"]
+    assert away.to_numpy().tolist() == [[-0.08, 1.0], [-2.0, -7.21]]  # from 51.08 and 27.21
+    assert tables.nearest_to_paper(frame, same._replace(epochs=30)).empty
+    grouped = tables.nearest_to_paper(frame, same._replace(teacher="vgg13", student="vgg8"))
+    assert grouped["all"].tolist() == [1.42, 3.34]  # from 47.66, n = 3 in the table of groups
