@@ -111,7 +111,7 @@ class Store:
 
     def all(self) -> list[RunRecord]:
         """Every finished record of this library and these data, by name."""
-        found = {}
+        found: dict[str, RunRecord] = {}
         for path in sorted(self.folder.glob("runs/*/record.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):  # ``get`` tells of damage
                 record = self.get(RunSpec(**json.loads(path.read_text())["spec"]))

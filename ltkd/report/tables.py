@@ -38,6 +38,11 @@ LABELS |= {f"{name}_removed": method.label + REMOVED for name, method in METHODS
 OURS = {method.label for method in METHODS.values() if method.ours}
 
 
+def _shown(value: float, digits: int, sign: str = "-") -> str:
+    """The number as text; a tie in the last place falls one way, however the value was summed."""
+    return f"{round(value, 9):{sign}.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with its interval; n = 1 has none (low and high are NaN), n = 0 means: not run."""
@@ -53,16 +58,18 @@ class Interval:
 
     def plus_minus(self, digits: int = 1) -> str:
         """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets; of one there is none."""
+        mean = _shown(self.mean, digits)
         if self.n < 2:
-            return f"{self.mean:.{digits}f} (1)" if self.n else "—"
-        return f"{self.mean:.{digits}f} ± {(self.high - self.low) / 2:.{digits}f} ({self.n})"
+            return f"{mean} (1)" if self.n else "—"
+        return f"{mean} ± {_shown((self.high - self.low) / 2, digits)} ({self.n})"
 
     def difference(self, digits: int = 1) -> str:
         """'+2.1 [0.3, 3.9]', with a true minus sign."""
         if not self.n:
             return "—"
-        ends = f"[{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.n > 1 else "(no interval)"
-        return f"{self.mean:+.{digits}f} {ends}".replace("-", "−")
+        ends = ", ".join(_shown(end, digits) for end in (self.low, self.high))
+        ends = f"[{ends}]" if self.n > 1 else "(no interval)"
+        return f"{_shown(self.mean, digits, '+')} {ends}".replace("-", "−")
 
     @property
     def side(self) -> str:
