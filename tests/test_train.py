@@ -73,7 +73,9 @@ def test_balanced_softmax_is_logit_adjusted_cross_entropy(batch):
     z_s, _, y = batch
     n = torch.tensor(COUNTS, dtype=torch.float64)
     menon = F.cross_entropy(z_s + 1.0 * (n / n.sum()).log(), y)  # tau = 1
-    assert torch.allclose(objective("balanced_softmax")(z_s, z_s, None, y)[0], menon, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        objective("balanced_softmax")(z_s, z_s, None, y)[0], menon, rtol=0, atol=1e-12
+    )
 
 
 def test_a_prior_needs_an_image_of_every_class():
