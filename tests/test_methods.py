@@ -72,15 +72,14 @@ def teacher_of():
     return get
 
 
-NO = {
-    "resnet32x4-resnet8x4": (15, 2, False),
-    "vgg13-vgg8": (4.5, 2, False),
-    "wrn_40_2-wrn_40_1": (1.5, 2, False),
+CATKD = {  # beta, the side of the pooled maps, whether each map is normalised
+    "resnet32x4-resnet8x4": (15, 2, False), "resnet32x4-shufflenetv1": (600, 4, True),
+    "vgg13-vgg8": (4.5, 2, False), "vgg13-mobilenetv2": (15, 2, True),
+    "wrn_40_2-wrn_40_1": (1.5, 2, False), "wrn_40_2-shufflenetv1": (80, 4, True),
+    "resnet50-mobilenetv2": (40, 2, True),
     "resnet34_imagenet-resnet18_imagenet": (0.5, 4, False),
-}
-YES = {"resnet32x4-shufflenetv1": (600, 4, True), "vgg13-mobilenetv2": (15, 2, True),
-       "wrn_40_2-shufflenetv1": (80, 4, True), "resnet50-mobilenetv2": (40, 2, True),
-       "resnet50_imagenet-mobilenetv1": (10, 2, True)}  # fmt: skip
+    "resnet50_imagenet-mobilenetv1": (10, 2, True),
+}  # fmt: skip
 DKD_BETA = dict(zip(PAIRS, (8, 8, 6, 6, 6, 8, 8, 0.5, 2), strict=True))
 REVIEW_WEIGHT = dict(zip(PAIRS, (5,) * 7 + (1, 8), strict=True))
 
@@ -90,7 +89,7 @@ def test_the_arguments_are_those_that_the_official_code_has(pair):
     """KD, DKD, ReviewKD, DIST and CAT-KD for each pair: weights, temperatures, warm-up's part."""
     large = "imagenet" in pair
     warmup, temperature = (0, 1) if large else (1 / 12, 4)
-    beta, pool, normalize = (NO | YES)[pair]
+    beta, pool, normalize = CATKD[pair]
     wanted = {
         "kd": {"ce_weight": 0.5 if large else 0.1, "kd_weight": 0.5 if large else 0.9,
                "temperature": temperature},
