@@ -7,6 +7,7 @@ it is a rival of every loss that corrects the same bias while training.
 """
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from . import files
 from .data import LongTailed
+from .groups import whole_numbers
 from .methods import METHODS
 from .runs import RunRecord, Store
 from .train import predict
@@ -26,14 +28,20 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
     """logits [B, C] - tau log pi, with pi = counts / sum(counts) of the training images [C].
 
     tau  0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
-    Raises ValueError where a class has no image: its prior has no logarithm.
+    Raises ValueError where counts are not whole numbers, one a class, tau is not finite, or a class
+    has no image: its prior has no logarithm.
     """
-    counts = torch.as_tensor(counts)
+    counts = whole_numbers("counts", counts)
+    if len(counts) != logits.shape[-1]:
+        raise ValueError(f"counts has {len(counts)} classes, the logits {logits.shape[-1]}")
+    if not math.isfinite(tau):
+        raise ValueError(f"tau is {tau!r}; it must be finite")
     if (counts < 1).any():
         empty = (counts < 1).nonzero().flatten().tolist()
         raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
     prior = (counts.double() / counts.sum()).log().to(logits.device)
-    return logits - (tau * prior).to(logits.dtype)
+    dtype = logits.dtype if logits.is_floating_point() else torch.get_default_dtype()
+    return logits - (tau * prior).to(dtype)
 
 
 def adjusted_counts(

@@ -344,18 +344,19 @@ def _reproduce(given: argparse.Namespace) -> int:
         )
     stop, anew = Stop(given.budget), Study(outputs=study.folder.parent / "reproduced", **values)
     out = anew.make(specs, jobs=given.jobs, stop=stop)
-    for reason in out.failed.values():
+    bad = [one.values["reason"] for one in out.records.values() if one.diverged]
+    for reason in [*out.failed.values(), *bad]:
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
         print(f"{given.row}: {len(out.left)} runs are left; the same command goes on from here.")
         return stop.code if stop() else 1
-    inside, rows = not out.failed, anew.row_of(given.row)[1]
-    for (pair, gamma), made in rows.groupby(["pair", "gamma"]):
+    inside, rows = not (out.failed or bad), anew.row_of(given.row)[1]
+    for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
         for metric in ("all", "tail"):
             gap, mean = prediction(expected[metric], len(made)), made[metric].mean()
             where = f"{given.row}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
-            if not gap.high > gap.low:
+            if not gap.wide:
                 print(f"{where}; {gap.mean:.2f} % for every seed, so no interval is stated")
                 continue
             inside &= (good := gap.low <= mean <= gap.high)

@@ -315,6 +315,9 @@ def check_fit(spec: RunSpec, counts: Sequence[int]) -> None:
         raise ParameterError(
             f"batch = {spec.batch}: the training set has only {images} images at {at}"
         )
+    if len(counts) < 3:
+        raise ParameterError(f"dataset = {spec.dataset!r}: {len(counts)} classes; head, medium and "
+                             "tail need three")  # fmt: skip
     if (spec.groups or 0) > len(counts):
         raise ParameterError(f"groups = {spec.groups}: the training set has {len(counts)} classes")
 
@@ -518,7 +521,9 @@ def load_spec(path: str | Path, processes: int = 1) -> RunSpec:
     processes: so many have been started to make it together
     """
     values = read_yaml(path)
-    recipe = RECIPES.get(str(values.get("dataset")))
+    dataset, method = str(values.get("dataset")), str(values.get("method"))
+    known = dataset in RECIPES and method in METHODS  # else ``check`` tells
+    recipe = recipe_of(dataset, method) if known else RECIPES.get(dataset)
     keys = ("epochs", "batch", "lr", "weight_decay")
     defaults = {k: getattr(recipe, k) for k in keys} if recipe else {}
     spec: RunSpec = check(RunSpec, {"processes": processes} | defaults | values, str(path))

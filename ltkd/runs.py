@@ -23,12 +23,12 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from . import files, parallel
-from .data import fingerprint, load
+from .data import fingerprint, load, resolve
 from .models import create_model
 from .params import RunSpec
 from .precision import by_fp32
 from .teacher import Teacher
-from .train import Diverged, Trainer, initial_objective
+from .train import DamagedCheckpoint, Diverged, Trainer, initial_objective
 
 NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are then made anew
 
@@ -264,6 +264,9 @@ def run(
     if n != world:
         raise ValueError(f"processes = {n}, but this is one of {world}; should be started by: "
                          f"torchrun --nproc-per-node {n} -m ltkd train")  # fmt: skip
+    if not (spec.images and spec.images.sha256):  # else other images would have the same identity
+        images = resolve(spec.dataset, spec.images, data_root, strict=False)
+        spec = spec.model_copy(update={"images": images})
     store = Store(outputs or files.outputs_root() / "scratch")
     found = parallel.in_turn(lambda: store.get(spec))
     if not parallel.any_of(found is None):
@@ -306,12 +309,10 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
 
     def begin() -> Trainer:
+        objective = initial_objective(spec, data, model)
         try:
-            objective = initial_objective(spec, data, model)
             return Trainer(spec, data, objective, teacher, feed, checkpoint)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            if not checkpoint.exists():
-                raise
+        except DamagedCheckpoint as error:
             files.set_aside(checkpoint, error)
         return begin()
 

@@ -1,5 +1,6 @@
 """A study: parameters in, a list of runs, tidy tables out. What the notebooks talk to."""
 
+import ast
 import html
 import json
 import time
@@ -57,6 +58,7 @@ class Pair(NamedTuple):
 
 def network_label(name: str) -> str:
     """A network's name as the papers write it: 'wrn_40_2' -> 'WRN-40-2'."""
+    name = name.removesuffix("_imagenet")
     for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
         name = name.replace(shown.lower(), shown, 1)
     return name.replace("_", "-")
@@ -100,14 +102,20 @@ class Study:
         """The study that a notebook's parameters cell describes; call it right after that cell.
 
         Every plain value among ``names`` (globals()) is taken for a parameter, so that a misspelt
-        name that papermill injected is refused, not ignored.
+        name that papermill injected is refused, not ignored. Where a page runs once more in one
+        kernel, only what its parameters cells assign is: the other cells left names, too.
         """
+        cells: list[str] = names.get("In", [])
+        last = max((k for k, cell in enumerate(cells) if cell.startswith("name: str")), default=0)
+        own = [cell for cell in cells[last:] if cell.startswith(("name: str", "# Parameters"))]
+        now = {node.id for cell in own for node in ast.walk(ast.parse(cell))
+               if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}  # fmt: skip
         machinery = {"In", "Out", "exit", "quit", "open", "get_ipython"}
         given = {
             key: value
             for key, value in names.items()
             if not key.startswith("_") and key not in machinery
-            and not isinstance(value, _CODE)
+            and not isinstance(value, _CODE) and (key in now or not now)
         }  # fmt: skip
         return cls(source="parameters cell", **given)
 
@@ -277,6 +285,7 @@ class Study:
             "method": spec.method, "label": METHODS[spec.method].label,
             "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
             "epochs": spec.epochs, "holdout": spec.holdout,
+            "teacher_sha256": (values["teacher_sha256"] or "")[:12],
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
             "best_epoch": epochs[best],
             **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
@@ -358,8 +367,10 @@ class Study:
         p = self.parameters
         if gamma == "first":
             gamma = p.gammas[0]
-        elif gamma not in p.gammas:  # a table states the factor of classes left as they are
-            gamma = None
+        elif gamma not in p.gammas:
+            if None not in p.gammas:
+                raise ValueError(f"gamma = {gamma}: not of this study; allowed: {p.gammas}")
+            gamma = None  # a table states the factor of classes left as they are
         return load(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
 
     def _size_of(self, gamma: float | None) -> Size:
@@ -382,7 +393,10 @@ class Study:
         """As a setting names it; plain "steps" is the recipe's own schedule, on the test set."""
         p = self.parameters
         own = p.schedule == "steps" and any((p.lr, p.batch, p.clip_norm))
-        parts = [p.schedule, "own values" if own else "", "held-out images" if p.holdout else ""]
+        size, standard = p.images and p.images.size, {"tiny_imagenet": 64, "imagenet": 224}
+        small = f"{size} pixels" if size and size != standard.get(p.dataset, size) else ""
+        held = "held-out images" if p.holdout else ""
+        parts = [p.schedule, "own values" if own else "", small, held]
         return ", ".join(filter(None, parts))
 
     @property

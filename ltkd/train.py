@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -40,6 +40,10 @@ WARM_UP = 3  # steps of a GPU before one is recorded
 
 class Diverged(Exception):
     """The loss became NaN or infinite."""
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is not whole, or not this run's."""
 
 
 class Objective(nn.Module):
@@ -255,6 +259,7 @@ class Trainer:
         self.labels, self.test_labels = (
             data.train_labels.to(self.device), data.test_labels.to(self.device))  # fmt: skip
         self.parameters = [*self.model.parameters(), *objective.parameters()]
+        self._moved = self.parameters if spec.momentum else []  # without it torch keeps no buffer
         self.view = torch.zeros_like(self.labels)  # of each training image, in this epoch
         self.recorded: Recorded | None = None
         lr: float | Tensor = spec.lr
@@ -278,11 +283,15 @@ class Trainer:
         self.predicted = self.test_labels  # class ids at the last evaluation, once there was one
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.at = _Position()
-        self._resume()
+        try:
+            if self.checkpoint.exists():
+                self._resume()
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # no fault of the checkpoint
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DamagedCheckpoint(str(error)) from error
 
     def _resume(self) -> None:
-        if not self.checkpoint.exists():
-            return
         with safe_open(self.checkpoint, "pt") as file:
             about = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -290,7 +299,7 @@ class Trainer:
             raise ValueError("its content does not match its sha256")
         self.at = _Position(**json.loads(about["position"]))
         self.sums.copy_(tensors.pop("sums"))
-        for i, p in enumerate(self.parameters):
+        for i, p in enumerate(self._moved):
             self.optimizer.state[p]["momentum_buffer"] = (
                 torch.empty_like(p).copy_(tensors.pop(f"momentum.{i}"))
             )  # fmt: skip
@@ -309,7 +318,7 @@ class Trainer:
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
         tensors["sums"] = self.sums.cpu()
-        for i, p in enumerate(self.parameters):
+        for i, p in enumerate(self._moved):
             tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
         position = json.dumps(vars(self.at))  # not sorted: a resumed record is the same text
         about = {"position": position, "sha256": _seal(self.spec, tensors, position)}

@@ -53,6 +53,22 @@ def test_adjusted_logits_against_a_loop(tau, dtype):
             assert found[row, c].item() == pytest.approx(expected, abs=near)
 
 
+@pytest.mark.parametrize(
+    ("counts", "tau", "message"),
+    [([9], 1.0, "counts has 1 classes, the logits 3"), ([[5, 4, 3]], 1.0, "counts has shape"),
+     ([0.5, 0.3, 0.2], 1.0, "it must hold whole numbers"), ([5, 4, 3], math.nan, "tau is nan"),
+     ([5, 4, -3], 1.0, r"counts\[2\] is -3")],
+)  # fmt: skip
+def test_counts_and_tau_that_are_none_are_refused(counts, tau, message):
+    with pytest.raises(ValueError, match=message):
+        adjust_logits(torch.zeros(2, 3), torch.tensor(counts), tau)
+
+
+def test_whole_logits_keep_the_prior_whole():
+    found = adjust_logits(torch.full((1, 3), 3), [90, 9, 1])
+    torch.testing.assert_close(found, 3 - torch.tensor([[0.9, 0.09, 0.01]]).log())
+
+
 def test_a_class_without_an_image_has_no_prior():
     with pytest.raises(ValueError, match=r"classes \[1\] have no image"):
         adjust_logits(torch.zeros(2, 3), [5, 0, 1])

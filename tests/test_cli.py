@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ltkd import Study, cli, load_model, params
+from ltkd.files import sealed, unsealed
 from ltkd.report import tables
 
 SPEC = """dataset: digits
@@ -266,6 +268,14 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
     assert cli.main(again) == 1
     assert "expected 98.00 to 100.00: OUTSIDE" in capsys.readouterr().out
+    for made in (tmp_path / "reproduced/tiny/runs").glob("*/record.json"):
+        values = unsealed(json.loads(made.read_text()))
+        if values["spec"]["method"] == "kd":  # as one that came to no number
+            values |= {"status": "diverged", "reason": "the loss is nan", "files": {}}
+            made.write_text(json.dumps(sealed(values)))
+    assert cli.main(again) == 1
+    assert capsys.readouterr().err.count("failed: the loss is nan") == 2
+    shutil.rmtree(tmp_path / "reproduced")
     monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(7, n=2))
     assert cli.main(again) == 0
     assert "7.00 % for every seed, so no interval is stated" in capsys.readouterr().out
@@ -290,6 +300,10 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, c
     assert f"resnet8, {best}: Digits-LT" in card
     own = rows.get_group(best).query("seed == 0").iloc[0]
     assert f"| this network | {own['all']:.1f} | {own['head']:.1f} |" in card
+    others = card.split("has: ")[1].split(".\n\n")[0].split("; ")
+    for other, (label, part) in zip(others, rows, strict=True):
+        assert other.startswith(f"{label} (")
+        assert f" {part['all'].mean():.1f} ± " in other
     lines = card.split("```python\n")[1].split("```")[0]
     assert len(lines.splitlines()) == 4
     images, there = study.data().test_images / 255, {}

@@ -210,6 +210,11 @@ def test_a_spec_file_takes_the_data_sets_recipe(tmp_path):
         dataset="digits", gamma=20.0, student="resnet8", method="student",
         epochs=25, batch=32, lr=0.05,
     )  # fmt: skip
+    for method, batch, lr in (("kd", 512, 0.2), ("reviewkd", 256, 0.1), ("dist", 256, 0.1)):
+        path.write_text("dataset: imagenet\ngamma: 5\nteacher: resnet34_imagenet\n"
+                        "student: resnet18_imagenet\nteacher_source: live\n"
+                        f"method: {method}\n")  # fmt: skip
+        assert (load_spec(path).batch, load_spec(path).lr) == (batch, lr)
     path.write_text("student: resnet8\nmethod: kd\nteacher: resnet20\n")
     with pytest.raises(ParameterError, match="dataset: missing"):
         load_spec(path)

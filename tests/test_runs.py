@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 
 from ltkd import RunRecord, pool, run
 from ltkd.files import Stopped, locked, write_atomic
@@ -92,6 +93,28 @@ def test_a_damaged_teacher_is_not_used(tmp_path, tiny, capsys):
     run(spec, outputs=tmp_path)
     assert "does not match its record's sha256" in capsys.readouterr().err
     assert path.read_bytes() != bytes(data)
+
+
+def test_a_full_gpu_is_no_damage(tmp_path, tiny, monkeypatch):
+    spec = tiny(epochs=2)
+    checkpoint = Store(tmp_path).run_folder(spec) / "checkpoint.safetensors"
+    steps = iter(range(100))
+    with pytest.raises(Stopped):
+        run(spec, outputs=tmp_path, stop=lambda: next(steps) > 5)
+    kept = checkpoint.read_bytes()
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for place in ("ltkd.runs.initial_objective", "ltkd.train.initial_model",
+                  "ltkd.train.Trainer._resume"):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(torch.OutOfMemoryError):
+                run(spec, outputs=tmp_path)
+        assert checkpoint.read_bytes() == kept
+    assert run(spec, outputs=tmp_path).values["history"] == (
+        run(spec, outputs=tmp_path / "at once").values["history"])  # fmt: skip
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, tiny, capsys):

@@ -148,6 +148,24 @@ def test_from_notebook_takes_parameters_and_refuses_strangers():
         Study.from_notebook(cell | {"seedz": [1]})
 
 
+def test_a_page_that_runs_again_in_one_kernel_is_no_other_study():
+    cells = ['name: str = "x1"\nseeds: list = [4]', "study = ...", "tau = 4.0\nrows = {}"]
+    left = {"name": "x1", "seeds": [4], "tau": 4.0, "rows": {}, "study": object()}
+    again = left | {"In": ["", *cells, *cells[:2]]}
+    assert Study.from_notebook(again).parameters.seeds == [4]
+    added = cells[0] + "\nseedz: list = [1]"
+    injected = "# Parameters\nseedz = [1]"
+    for now in ([added, cells[1]], [cells[0], injected, cells[1]]):
+        with pytest.raises(ParameterError, match=r"seedz: unknown key"):
+            Study.from_notebook(left | {"seedz": [1], "In": ["", *cells, *now]})
+
+
+def test_only_the_studys_own_factors_give_data(study):
+    assert study.data(20.0).gamma == 20.0
+    with pytest.raises(ValueError, match=r"gamma = 50.0: not of this study; allowed: \[20.0\]"):
+        study.data(50.0)
+
+
 def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
     bad = SMALL | {
         "epochs": 2,

@@ -172,6 +172,14 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny, method, preci
     assert not list((tmp_path / "pieces").rglob("checkpoint*"))
 
 
+def test_a_run_without_momentum_may_be_cut_too(tmp_path, tiny):
+    spec = tiny(momentum=0.0)
+    whole = run(spec, outputs=tmp_path / "whole")
+    pieces, cuts = run_in_pieces(spec, 5, outputs=tmp_path / "pieces")
+    assert cuts >= 3
+    same(pieces, whole)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_spec_gives_the_same_bits_twice(tmp_path, tiny, threads):
     """The second time after another method, which fills the table and leaves its random state."""

@@ -226,7 +226,7 @@ def _load(
     whole = gamma is None and not (images and images.train_list)
     return LongTailed(
         name, found.title + ("" if whole else "-LT") + rest,
-        float(counts.max() / counts.min()) if gamma is None else gamma,
+        int(counts.max()) / int(counts.min()) if gamma is None else gamma,
         found.class_names, counts, asked - counts, kept,
         pixels.only(kept) if undecoded else torch.from_numpy(pixels[kept]),
         torch.from_numpy(labels[kept]),

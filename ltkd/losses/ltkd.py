@@ -39,7 +39,7 @@ class LTKDLoss(nn.Module):
     ) -> None:
         super().__init__()
         ids, self.n_groups = group_ids(groups)
-        self.register_buffer("groups", ids)
+        self.register_buffer("groups", ids, persistent=False)
         self.alpha, self.beta = number("alpha", alpha), number("beta", beta)
         self.temperature = number("temperature", temperature, positive=True)
         self.rebalance, self.process_group = rebalance, process_group

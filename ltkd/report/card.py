@@ -20,9 +20,8 @@ tags: [knowledge-distillation, long-tailed-recognition]
 
 # {network}, {label}: {title}, imbalance factor {gamma:g}
 
-{network} trained for {epochs} epochs{teacher}. Of the study `{study}` it is the method
-with the highest accuracy over all classes, mean of {n} seeds; the network here is that of
-seed {seed}, not the best one.
+{network} trained for {epochs} epochs{teacher}: the highest accuracy over all classes, mean of {n}
+seeds, of the methods named below; the network is that of seed {seed}, whatever its own accuracy.
 
 ```python
 from ltkd import load_model
@@ -44,8 +43,8 @@ classes. The interval is Student's t at 95 %, over seeds, for one split and one 
 | this network | {own} |
 | the method, mean ± half the interval (seeds) | {mean_of} |
 
-The method was picked among {methods} by these very test images, so its own number is a little
-high; the study's pages compare all of them.
+Picked by these very test images, so that its own number is a little high. Over all classes the
+study `{study}` has: {others}.
 
 ## How it was made
 
@@ -87,6 +86,8 @@ def write_card(study: Study) -> Path:
     weights = study.store.model_path(spec).read_bytes()
     folder = study.folder / "best"
     intervals = [tables.t_interval(best[metric]) for metric in tables.METRICS]
+    others = [f"{tables.marked(part['label'].iloc[0])} ({part['pair'].iloc[0]}) "
+              + tables.t_interval(part["all"]).plus_minus() for part in whole]  # fmt: skip
     args = {"groups": spec.groups} if spec.groups else {}
     settings = ", ".join(f"{k} {v:g}" for k, v in (args | spec.method_args).items())
     text = _CARD.format(
@@ -97,7 +98,7 @@ def write_card(study: Study) -> Path:
         mean=list(data.mean), std=list(data.std), side=data.test_images.shape[-1],
         tested=f"the {len(data.test_labels)} {'held-out' if spec.holdout else 'balanced'}",
         own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),
-        mean_of=" | ".join(gap.plus_minus() for gap in intervals), methods=len(whole),
+        mean_of=" | ".join(gap.plus_minus() for gap in intervals), others="; ".join(others),
         cut=" cut to an exponential profile" if spec.gamma else ", its classes as they are",
         images=sum(about["counts"]), most=max(about["counts"]), least=min(about["counts"]),
         split=about["split_sha256"][:16], settings=settings or "nothing to set",

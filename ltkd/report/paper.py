@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..params import NETWORKS
 from ..study import network_label
 
 TITLES = {"digits": "Digits-LT", "cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT",
@@ -73,6 +74,10 @@ def _load() -> pd.DataFrame:
         with (resources.files("ltkd") / "paper" / f"{file}.csv").open(encoding="utf-8") as lines:
             part = pd.read_csv(lines, dtype={key: str}).assign(table=table, dataset=dataset)
         part["cell"] = part[key].str.lower().str.replace("-", "", regex=False)
+        if dataset == "imagenet":  # "resnet18" there is not a network for 32 pixels
+            for column in ("teacher", "student"):
+                own = part[column] + "_imagenet"
+                part[column] = own.where(own.isin(NETWORKS), part[column])
         parts.append(part.assign(trust=trust, gamma=part["gamma"] if gamma is None else gamma))
     columns = ["table", "dataset", "gamma", "teacher", "student", "cell", "metric", "top1", "trust"]
     return pd.concat(parts, ignore_index=True).astype({"gamma": float})[columns]

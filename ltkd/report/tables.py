@@ -73,8 +73,16 @@ class Interval:
 
     @property
     def side(self) -> str:
-        """On which side of zero the whole interval lies."""
+        """On which side of zero the whole interval lies; one without width, as of seeds that are
+        all equal, says nothing."""
+        if not self.wide:
+            return "not resolved"
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not resolved"
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is an interval, of more than rounding's width."""
+        return self.high - self.low > 1e-9
 
 
 def t_interval(values: Iterable[float]) -> Interval:
@@ -91,7 +99,7 @@ def prediction(values: Iterable[float], m: int) -> Interval:
     by sqrt(1 + n / m) for the new seeds' own scatter. Seeds that are all equal, as with a handful
     of right answers in the tail, say nothing of it: there is none (low and high are NaN)."""
     gap = t_interval(values)
-    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m) if gap.high > gap.low else np.nan
+    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m) if gap.wide else np.nan
     return Interval(gap.mean, gap.mean - half, gap.mean + half, gap.n)
 
 
@@ -102,7 +110,8 @@ def verdict(gap: Interval, claim: str = "higher", margin: float = 0.0) -> str:
     lies within +-margin (confirmed) or wholly outside (contradicted).
     """
     if claim == "equal":
-        yes, no = -margin <= gap.low and gap.high <= margin, gap.low > margin or gap.high < -margin
+        yes = gap.wide and -margin <= gap.low and gap.high <= margin
+        no = gap.wide and (gap.low > margin or gap.high < -margin)
     elif claim in ("higher", "lower"):
         yes, no = gap.side == claim, gap.side not in (claim, "not resolved")
     else:
@@ -215,7 +224,7 @@ def to_reproduce(runs: pd.DataFrame) -> pd.DataFrame:
         found = {metric: prediction(rows[metric], len(rows)) for metric in ("all", "tail")}
         none = "one seed: no interval" if len(rows) == 1 else "seeds equal: no interval"
         cells[method] = {
-            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.high > gap.low else none
+            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.wide else none
             for k, gap in found.items()
         }
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row")
@@ -234,12 +243,15 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
         "the folder's test images" if "folder" in set(runs["dataset"]) else "the balanced test set"
     )
     images = f"{held} training images a class, held out" if held else own
+    teachers = runs[runs["teacher"] != ""].groupby(["gamma", "teacher"])["teacher_sha256"]
+    mixed = " **A teacher was trained anew between these runs, and its rows do not compare.**"
     return Markdown(
         f"*Top-1 accuracy in percent on {images}, last epoch; head, medium and tail "
         f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
         f"{interval if counts.max() > 1 else 'one seed gives no interval'}. "
         "† The epoch is picked on the very images that test it, which leaks them: no result. "
         "(ours): a rival that the paper does not have.*"
+        f"{mixed if (teachers.nunique() > 1).any() else ''}"
     )
 
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import ltkd
-from ltkd import cli, files
+from ltkd import Study, cli, files
 from ltkd.data import DataError, folders, load, long_tailed_counts, longtail, resolve
 from ltkd.data.views import Crops
-from ltkd.params import Images, RunSpec
+from ltkd.params import Images, ParameterError, RunSpec
 
 
 @pytest.fixture(autouse=True)
@@ -483,3 +483,30 @@ def test_ltkd_train_takes_a_folder(tmp_path, capsys):
     assert record["spec"]["images"]["sha256"]
     assert cli.main(call) == 0
     assert capsys.readouterr().out.count("record.json") == 2
+
+
+def test_other_images_are_another_run(tmp_path, forget):
+    spec = RunSpec(dataset="folder", images=Images(folder="birds", size=32), gamma=None,
+                   student="resnet8", method="student", epochs=1, batch=4, lr=0.05)  # fmt: skip
+    found = []
+    for train in ((4, 3, 2), (5, 3, 2)):
+        tree(tmp_path / "birds", train)
+        forget()
+        found.append(ltkd.run(spec, outputs=tmp_path / "out", data_root=tmp_path))
+        shutil.rmtree(tmp_path / "birds")
+    assert [record.values["data"]["counts"] for record in found] == [[4, 3, 2], [5, 3, 2]]
+
+
+def test_two_classes_have_no_head_medium_and_tail(tmp_path):
+    tree(tmp_path / "birds", (4, 3))
+    images = {"folder": "birds", "size": 32}
+    study = Study(name="x", dataset="folder", images=images, gammas=[None], groups=2, batch=4,
+                  group_counts=[], data_root=str(tmp_path), outputs=tmp_path / "out")  # fmt: skip
+    with pytest.raises(ParameterError, match="2 classes; head, medium and tail need three"):
+        study.runs()
+
+
+def test_the_factor_of_classes_as_they_are_is_exact(tmp_path):
+    tree(tmp_path / "birds", (23, 9, 7))
+    data = load("folder", None, root=tmp_path, images=Images(folder="birds", size=32))
+    assert data.gamma == 23 / 7

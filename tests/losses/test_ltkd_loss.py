@@ -206,3 +206,7 @@ def test_work_is_flat_in_the_number_of_groups() -> None:
     assert len({t.operations for t in tallies}) == 1
     # [B, n] tensors stand beside the [B, C] ones: at most as many of them again.
     assert tallies[-1].elements < 2.5 * tallies[0].elements
+
+
+def test_the_groups_are_the_constructors_alone() -> None:
+    assert LTKDLoss([0, 0, 1, 2]).state_dict() == {}

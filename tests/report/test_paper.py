@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ltkd import Study
 from ltkd.report import paper
 from ltkd.report.paper import Setting
 from ltkd.study import network_label
@@ -31,7 +32,7 @@ def test_known_cells():
         51.08,
     ]
     assert paper.reported("group_count", cell="3", student="resnet8x4")["top1"].item() == 51.08
-    where = {"cell": "catkd", "student": "resnet18", "gamma": 20.0, "metric": "all"}
+    where = {"cell": "catkd", "student": "resnet18_imagenet", "gamma": 20.0, "metric": "all"}
     assert paper.reported("main", **where)["top1"].item() == 59.67
 
 
@@ -100,6 +101,23 @@ def test_comparable_only_with_everything_the_same():
         assert paper.comparable(same._replace(**other)) == (other == {"gamma": 10.0})  # ablations
     assert Setting("imagenet", 5.0, "a", "b", 100).table == "main"
     assert same.table == "secondary"
+
+
+def test_imagenets_networks_are_the_papers_by_its_names():
+    pairs = ["resnet34_imagenet-resnet18_imagenet", "resnet50_imagenet-mobilenetv1"]
+    study = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps")
+    assert study.schedule == "steps"
+    for pair in study.pairs:
+        for gamma in (5.0, 10.0, 20.0):
+            setting = Setting("imagenet", gamma, *pair, 100, study.schedule)
+            assert paper.comparable(setting, "main")
+            heading, rows = paper.beside(setting, "main")
+            assert f"γ = {gamma:g}, {pair.label}, 100 epochs; primary): the same" in heading
+            assert len(rows) == 16  # eight rows, tail and overall
+    assert [pair.label for pair in study.pairs] == ["ResNet34-ResNet18", "ResNet50-MobileNetV1"]
+    small = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps", images={"size": 64})
+    assert not paper.comparable(setting._replace(schedule=small.schedule))
+    assert setting._replace(schedule=small.schedule).title.endswith("(steps, 64 pixels)")
 
 
 def test_beside_takes_the_closest_setting():

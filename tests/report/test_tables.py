@@ -13,7 +13,8 @@ from ltkd.report.tables import Interval, verdict
 def runs(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
     """A row a method and seed; all metrics hold the same value."""
     rows = [
-        {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}", "holdout": 0}
+        {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}", "holdout": 0,
+         "gamma": 20.0, "teacher": "", "teacher_sha256": ""}
         | dict.fromkeys((*tables.METRICS, "best_all"), v) | columns
         for m, series in values.items() for s, v in enumerate(series)
     ]  # fmt: skip
@@ -99,6 +100,23 @@ def test_strings():
 )  # fmt: skip
 def test_verdicts(low, high, claim, expected):
     assert verdict(Interval((low + high) / 2, low, high, 3), claim, margin=1.0) == expected
+
+
+@pytest.mark.parametrize("claim", ["higher", "lower", "equal"])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.7, -1.7])
+def test_seeds_that_are_all_equal_prove_nothing(value, claim):
+    gap = tables.t_interval([value] * 3)
+    assert gap.side == "not resolved"
+    assert verdict(gap, claim, margin=1.0) == "not resolved"
+
+
+def test_a_note_tells_of_two_trainings_of_one_teacher():
+    frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]}, dataset="cifar100")
+    frame = frame.assign(gamma=100.0, teacher="vgg13", teacher_sha256="a")
+    assert "trained anew" not in tables.note(frame).data
+    of_two = frame.assign(teacher=["vgg13"] * 2 + ["resnet32x4"] * 2, teacher_sha256=list("aabb"))
+    assert "trained anew" not in tables.note(of_two).data
+    assert "trained anew" in tables.note(frame.assign(teacher_sha256=list("aaab"))).data
 
 
 def test_an_unknown_claim_is_refused():
@@ -285,7 +303,8 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     seeds = np.array([0.0, 0.1, 0.2])
 
     def cells(by: str, means: dict) -> pd.DataFrame:
-        parts = [runs({"ltkd": list(seeds + m)}).assign(**{by: key}) for key, m in means.items()]
+        values = {key: list(m + seeds * (1 + k / 10)) for k, (key, m) in enumerate(means.items())}
+        parts = [runs({"ltkd": series}).assign(**{by: key}) for key, series in values.items()]
         return pd.concat(parts).assign(teacher="vgg13", **common)
 
     parts = {
@@ -305,8 +324,9 @@ def test_every_claim_of_a_study_whose_answers_are_known():
         "parameters": type("P", (), {"gammas": [100.0]}), "schedule": "steps",
         "pairs": [pair], "temperature": 1.0, "results": lambda self, part: parts[part],
         "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
-        # Twice the logit in the head, whatever the image.
-        "logits": lambda self, model, images: np.tile(np.repeat([2, 1, 1], [7, 6, 7]), (40, 1)),
+        # Twice the logit in the head, a little more of it from image to image.
+        "logits": lambda self, model, images: (
+            np.linspace(1, 1.1, 40)[:, None] * np.repeat([2, 1, 1], [7, 6, 7])),
         "train_logits": lambda self, pair: (self.logits(None, None), data.train_labels),
     })()  # fmt: skip
     tests = claims.claims(study)
@@ -419,10 +439,10 @@ def test_values_of_tau_with_the_same_head_are_one_point():
 
 
 def test_questions_name_what_did_not_run():
-    table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.0]}))
+    table = claims.questions(runs({"kd": [50.0, 51.0], "kd_ce1": [52.0, 53.01]}))
     assert table.index[0] == "KD, weights 1 and 1 (ours) − KD"
     assert table["question"].str.len().max() <= 50  # longer cells would be cut off on the page
-    assert table.iloc[0][["tail", "on the tail"]].tolist() == ["+2.0 [2.0, 2.0]", "higher"]
+    assert table.iloc[0][["tail", "on the tail"]].tolist() == ["+2.0 [1.9, 2.1]", "higher"]
     assert set(table["on the tail"].iloc[1:]) == {"not tested here"}
 
 
