@@ -44,6 +44,11 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
     return logits - (tau * prior).to(dtype)
 
 
+def has_curve(store: Store, record: RunRecord) -> bool:
+    """Whether ``adjusted_counts`` of a run has something to go by."""
+    return (record.folder / "adjusted.json").exists() or store.model_path(record.spec).exists()
+
+
 def adjusted_counts(
     store: Store, record: RunRecord, data: LongTailed, device: torch.device
 ) -> np.ndarray | None:

@@ -337,7 +337,8 @@ def _reproduce(given: argparse.Namespace) -> int:
     from .study import Study
 
     specs, stated = study.row_of(given.row)
-    if len(stated) < max(2, len(specs)):
+    cells = stated.groupby(["pair", "gamma"]).size().tolist() if len(stated) else []
+    if len(stated) < len(specs) or min(cells, default=0) < 2:
         raise ParameterError(
             f"{given.row}: {len(stated)} of {len(specs)} records are in {study.folder / 'runs'}, "
             "and an interval needs all of at least two seeds; make them with ltkd run"

@@ -178,7 +178,8 @@ class Images(_Strict):
                 are decoded as they are needed
     train_list  text file below the folder, a line "path label" an image, such as the public
     test_list   fixed lists of ImageNet-LT; without it all files of the folder count
-    sha256      of the images' names and sizes; filled in when the data is found
+    sha256      of the decoded images, at 224 pixels of their names and sizes; filled in when the
+                data is found
     """
 
     folder: PathText | None = None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .adjust import TAUS, adjusted_counts
+from .adjust import TAUS, adjusted_counts, has_curve
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import class_groups
 from .methods import ABLATIONS, METHODS, Args
@@ -237,7 +237,8 @@ class Study:
 
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
-        records = self.make([spec for _, spec in items], quiet=True).records
+        again = [spec for _, spec in items if pool.identity(spec) not in self._failed]
+        records = self.make(again, quiet=True).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
 
@@ -392,7 +393,9 @@ class Study:
     def schedule(self) -> str:
         """As a setting names it; plain "steps" is the recipe's own schedule, on the test set."""
         p = self.parameters
-        own = p.schedule == "steps" and any((p.lr, p.batch, p.clip_norm))
+        fields = ("lr", "batch", "clip_norm", "groups", "alpha", "beta", "method_args")
+        changed = any(getattr(p, k) != StudyParameters.model_fields[k].default for k in fields)
+        own = p.schedule == "steps" and (changed or p.temperature not in (None, 4.0))
         size, standard = p.images and p.images.size, {"tiny_imagenet": 64, "imagenet": 224}
         small = f"{size} pixels" if size and size != standard.get(p.dataset, size) else ""
         held = "held-out images" if p.holdout else ""
@@ -473,10 +476,12 @@ class Study:
         """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
         records = [self.store.get(spec) for spec in self.runs()]
+        found = [[record.values["sha256"], has_curve(self.store, record)] if record else ""
+                 for record in records]  # fmt: skip
         return files.sha256(files.canonical([
             files.sha256(source) if source.exists() else "", files.library_sha256(),
             self.parameters.model_dump(exclude={"data_root", "device"}),
-            [record.values["sha256"] if record else "" for record in records]]))  # fmt: skip
+            found]))  # fmt: skip
 
     def seal(self, notebook: str) -> None:
         """A notebook's last cell: shows the manifest in short, and carries it whole."""

@@ -283,6 +283,16 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     assert "kdd: no row of tiny. Did you mean 'kd'?" in capsys.readouterr().err
 
 
+def test_one_seed_states_no_interval_to_reproduce(tmp_path, capsys):
+    path = tmp_path / "one.yaml"
+    path.write_text(TINY + "methods: [kd]\ngammas: [20.0, 10.0]\n")
+    study = Study(outputs=tmp_path, **params.load_parameters(path).model_dump())
+    study.make(quiet=True)
+    assert cli.main(["reproduce", str(path), "kd", "--outputs", str(tmp_path)]) == 2
+    assert "an interval needs all of at least two seeds" in capsys.readouterr().err
+    assert not (tmp_path / "reproduced").exists()
+
+
 def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "two.yaml"
@@ -303,7 +313,7 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, c
     others = card.split("has: ")[1].split(".\n\n")[0].split("; ")
     for other, (label, part) in zip(others, rows, strict=True):
         assert other.startswith(f"{label} (")
-        assert f" {part['all'].mean():.1f} ± " in other
+        assert f") {part['all'].mean():.1f} " in other
     lines = card.split("```python\n")[1].split("```")[0]
     assert len(lines.splitlines()) == 4
     images, there = study.data().test_images / 255, {}

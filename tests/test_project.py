@@ -35,6 +35,20 @@ def test_the_lock_holds_every_dependency_with_hashes_and_no_host():
     assert lock.count("--hash=sha256:") >= len(pinned)
 
 
+def test_no_committed_page_has_a_dead_link():
+    known = subprocess.run(["git", "ls-files", "outputs"], cwd=ROOT, capture_output=True, text=True)
+    names = set(known.stdout.split("\n"))
+    if not names - {""}:
+        pytest.skip("not a git checkout")
+    pages = sorted(name for name in names if name.endswith(".html"))
+    assert len(pages) > 30
+    for name in pages:
+        text = (ROOT / name).read_text()
+        for link in re.findall(r'(?:href|src)="([^"#:]+)', text):
+            target = (ROOT / name).parent.joinpath(link).resolve().relative_to(ROOT)
+            assert str(target) in names, f"{name}: {link}"
+
+
 def readme_blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 

@@ -182,6 +182,37 @@ def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
     assert "kd" not in set(study.results("distillation").method)
 
 
+def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, monkeypatch):
+    study = Study(outputs=tmp_path, name="x", **(SMALL | {"seeds": [0]}))
+    tried = []
+
+    def fails(specs, *_, **__):
+        tried.extend(spec.method for spec in specs)
+        return pool.Outcome(failed={identity(spec): "killed" for spec in specs})
+
+    monkeypatch.setattr("ltkd.study.pool.make", fails)
+    for look in (study.results, study.curves, study.per_class, study.predictions):
+        assert len(look("distillation")) == 0
+    assert sorted(tried) == ["kd", "ltkd", "student"]
+    assert len(study.missing("distillation")) == 3
+    study.make()  # asked for by name they are
+    assert len(tried) > 3
+
+
+def test_a_page_is_stale_when_curves_come(tmp_path, study):
+    shutil.copytree(study.folder, tmp_path / "small")
+    again = Study(outputs=tmp_path, name="small", **SMALL)
+    before = again.inputs("03_distillation")
+    networks = list((tmp_path / "small").rglob("model.safetensors"))
+    for network in networks:
+        network.rename(network.with_suffix(".away"))
+    assert networks
+    assert again.inputs("03_distillation") != before
+    for network in networks:
+        network.with_suffix(".away").rename(network)
+    assert again.inputs("03_distillation") == before
+
+
 def test_a_sweep_compares_settings_of_methods(tmp_path):
     grid = {"ltkd": [{"alpha": [1, 2], "beta": [1, 4]}, {"temperature": 2}],
             "kd": [{"ce_weight": [0.5]}]}  # fmt: skip

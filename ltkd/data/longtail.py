@@ -283,10 +283,12 @@ def size_of(
 ) -> Size:
     """How large the set that ``load`` gives is: by its profile, so that it need not be there.
 
-    Sets without a known one (digits, folders, fixed lists) are looked at; DataError as ``load``.
+    Sets without a known one (digits, folders, fixed lists, files in a folder of another name) are
+    looked at; DataError as ``load``.
     """
     own = images.size if images else None
-    if name in _SIZES and gamma is not None:
+    standard_files = not images or images.folder in (None, folders.complete(name, None).folder)
+    if name in _SIZES and gamma is not None and standard_files:
         largest, tests, standard = _SIZES[name]
         if holdout >= largest:
             raise DataError(f"holdout = {holdout}: the largest class has only {largest} images")

@@ -81,11 +81,11 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     pairs = " and ".join(pair.label for pair in study.pairs)
     epochs = p.epochs or RECIPES[p.dataset].epochs
-    papers = any(paper.comparable(one) for one, _ in tables.settings(study, "distillation"))
+    own = [paper.comparable(setting) for setting, _ in tables.settings(study, "distillation")]
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "
-        f"{_many(p.seeds, 'seed')}, {_many(p.methods, 'method')}. " + SETTING[papers]
+        f"{_many(p.seeds, 'seed')}, {_many(p.methods, 'method')}. " + _beside(own)
     )
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
     page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
@@ -96,7 +96,11 @@ def _many(things: Sequence[Any], what: str) -> str:
     return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 
-SETTING = {
-    True: "This is the paper's own setting: its numbers stand beside ours with the difference.",
-    False: "This is not the paper's setting: its numbers stand for orientation, never subtracted.",
-}
+def _beside(own: Sequence[bool]) -> str:
+    """What the paper's numbers are to a study: for each of its settings, whether they are of it."""
+    if not any(own):
+        return (
+            "This is not the paper's setting: its numbers stand for orientation, never subtracted."
+        )
+    which = "This is" if all(own) else f"{sum(own)} of its {len(own)} settings are"
+    return f"{which} the paper's own setting: its numbers stand beside ours with the difference."

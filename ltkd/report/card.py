@@ -35,8 +35,8 @@ evaluation mode, and `logits.argmax(1)` is the class, in the order of the data s
 
 ## How good it is
 
-Top-1 accuracy in percent on {tested} test images, last epoch; head, medium and tail are means over
-classes. The interval is Student's t at 95 %, over seeds, for one split and one teacher.
+Top-1 accuracy in percent on the {tested} test images, last epoch; head, medium and tail are
+means over classes. The interval is Student's t at 95 %, over seeds, for one split and one teacher.
 
 | | all | head | medium | tail |
 |---|---|---|---|---|
@@ -88,6 +88,7 @@ def write_card(study: Study) -> Path:
     intervals = [tables.t_interval(best[metric]) for metric in tables.METRICS]
     others = [f"{tables.marked(part['label'].iloc[0])} ({part['pair'].iloc[0]}) "
               + tables.t_interval(part["all"]).plus_minus() for part in whole]  # fmt: skip
+    kind = "held-out" if spec.holdout else "balanced" * (spec.dataset != "folder")
     args = {"groups": spec.groups} if spec.groups else {}
     settings = ", ".join(f"{k} {v:g}" for k, v in (args | spec.method_args).items())
     text = _CARD.format(
@@ -96,7 +97,7 @@ def write_card(study: Study) -> Path:
         teacher=f" with a {spec.teacher} teacher" if spec.teacher else " without a teacher",
         n=len(best), seed=spec.seed,
         mean=list(data.mean), std=list(data.std), side=data.test_images.shape[-1],
-        tested=f"the {len(data.test_labels)} {'held-out' if spec.holdout else 'balanced'}",
+        tested=f"{len(data.test_labels)} {kind}",
         own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),
         mean_of=" | ".join(gap.plus_minus() for gap in intervals), others="; ".join(others),
         cut=" cut to an exponential profile" if spec.gamma else ", its classes as they are",

@@ -79,7 +79,12 @@ def group_gaps(study: Any, setting: Setting, runs: pd.DataFrame) -> list[tuple[s
     """
     gaps, most = paired(runs, 3, "n_groups", ["all"]), len(study.data(setting.gamma).counts) // 4
     wanted = sorted(n for n in gaps["n_groups"] if 3 < n <= min(25, most))
-    return [(f"{n:g}", interval_of(gaps, n_groups=n)) for n in wanted] or [("4 to 25", Interval())]
+    asked = sorted({int(cell) for cell in paper.reported("group_count")["cell"]} - set(wanted))
+    rest = [f"{n}" for n in asked if 3 < n <= min(25, most)]
+    found = [(f"{n:g}", interval_of(gaps, n_groups=n)) for n in wanted]
+    if rest or not found:
+        found.append((", ".join(rest) or "4 to 25", Interval()))
+    return found
 
 
 def _comparisons(

@@ -256,7 +256,7 @@ def accuracy_by_frequency(per_class: pd.DataFrame) -> Figure:
     axes.margins(y=0.14)
     axes.set_title(per_class["label"].iloc[0], pad=18)
     axes.set(xlabel="training images of the class (log scale)", ylabel="test accuracy, %")
-    axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]))
+    axes.xaxis.set_major_locator(FixedLocator([k * 10**n for n in range(5) for k in (1, 2, 5)]))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     return figure
@@ -287,6 +287,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str]) -> Figure:
     metrics = ["all", "tail"]
     curves = curves.dropna(subset=metrics)
     figure, panels = _panels(len(metrics), height=2.6 * len(metrics), sharex=True)
+    first, last = curves["epoch"].min(), curves["epoch"].max()
     for axes, metric in zip(panels, metrics, strict=True):
         ends = []
         for method, part in curves.groupby("method", sort=False):
@@ -299,7 +300,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str]) -> Figure:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "lw": 0}
             axes.fill_between(course.index, course["min"], course["max"], **band)
             ends.append((course.index[-1], course["mean"].iloc[-1], part["label"].iloc[0], colour))
-        axes.set(ylabel=f"{metric}, %", xlim=(curves["epoch"].min(), curves["epoch"].max()))
+        axes.set(ylabel=f"{metric}, %", xlim=(min(first, last - 1), last))
         _end_labels(axes, ends)
     panels[-1].set_xlabel("epoch")
     _note(figure, "line: mean over seeds; band: their range; grey: the other methods")
@@ -361,8 +362,12 @@ def confusion(shares: pd.DataFrame) -> Figure:
     for axes, (label, part) in zip(panels, shares.groupby("label", sort=False), strict=True):
         grid = part.pivot_table(index="true", columns="predicted", values="share")
         sns.heatmap(grid.loc[list(GROUPS), list(GROUPS)], ax=axes, vmax=130, **CELLS)
-        axes.set(title=fill(str(label), 20), xlabel="", ylabel="")
-        axes.tick_params(labelrotation=0, length=0, labelsize=9 if n < 3 else 7.5)
+        axes.set(
+            title=str(label).replace(", ", ",\n") if n > 3 else fill(str(label), 20),
+            xlabel="",
+            ylabel="",
+        )
+        axes.tick_params(labelrotation=0, length=0, labelsize=9 if n < 3 else 7.5 if n < 4 else 6)
     panels[0].set_ylabel("true group")
     figure.supxlabel("predicted group", fontsize=10)
     return figure

@@ -170,7 +170,9 @@ def _accessible(soup: Any) -> Markup:
         _merge_index_names(table)
         _align_numbers(table)
         caption = table.find("caption")
-        label = " ".join(caption.get_text().split()) if caption else "Table"
+        heads = [cell.get_text(" ", strip=True) for cell in table.select("th")]
+        label = " ".join(caption.get_text().split()) if caption else (
+            "Table: " + ", ".join([head for head in heads if head][:4]))  # fmt: skip
         box = soup.new_tag("div", attrs={"class": "scroll wide", "tabindex": "0"})
         box.attrs |= {"role": "group", "aria-label": label}
         if table.parent.name == "div":

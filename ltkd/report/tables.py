@@ -57,10 +57,13 @@ class Interval:
         return cls(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
     def plus_minus(self, digits: int = 1) -> str:
-        """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets; of one there is none."""
+        """'51.1 ± 0.3 (5)': the half-width of the interval, n in brackets; one value has none, nor
+        have equal ones."""
         mean = _shown(self.mean, digits)
         if self.n < 2:
             return f"{mean} (1)" if self.n else "—"
+        if not self.wide:
+            return f"{mean} ({self.n}, equal)"
         return f"{mean} ± {_shown((self.high - self.low) / 2, digits)} ({self.n})"
 
     def difference(self, digits: int = 1) -> str:
@@ -283,6 +286,13 @@ def with_curves(study: Any) -> Iterator[tuple[Setting, pd.DataFrame, pd.DataFram
     for setting, runs in settings(study, "distillation"):
         own = [own_teacher(setting, teachers)["run"], *runs["run"]]
         yield setting, runs, both[both["run"].isin(own)]
+
+
+def not_kept(runs: pd.DataFrame, adjusted: pd.DataFrame) -> list[Markdown]:
+    """A line that names the methods of ``runs`` whose networks, and so curves, are not kept."""
+    names = runs.loc[~runs["run"].isin(adjusted["run"]), "label"].unique()
+    text = "*Networks not kept, so that nothing is known of them after training: "
+    return [Markdown(f"{text}{', '.join(names)}.*")] if len(names) else []
 
 
 def prior_removed(adjusted: pd.DataFrame) -> pd.DataFrame:
@@ -536,6 +546,8 @@ def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
     cells = cells[cells["cell"].isin(path)]
     common = cells.groupby("seed")["cell"].nunique() == len(path)
     cells = cells[cells["seed"].map(common)]
+    if cells.empty:
+        return pd.DataFrame()
     means = summarise(cells, "cell", [metric]).set_index("cell")
     methods = cells.groupby("cell")["method"].first()
     rows = []

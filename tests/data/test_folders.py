@@ -497,6 +497,14 @@ def test_other_images_are_another_run(tmp_path, forget):
     assert [record.values["data"]["counts"] for record in found] == [[4, 3, 2], [5, 3, 2]]
 
 
+def test_a_folder_of_another_name_is_looked_at(tmp_path):
+    tree(tmp_path / "small", (12, 10, 8))
+    images = Images(folder="small", size=32)
+    found = longtail.size_of("imagenet", 2.0, root=tmp_path, images=images)
+    assert found.counts == load("imagenet", 2.0, root=tmp_path, images=images).counts.tolist()
+    assert found.tests == 3
+
+
 def test_two_classes_have_no_head_medium_and_tail(tmp_path):
     tree(tmp_path / "birds", (4, 3))
     images = {"folder": "birds", "size": 32}

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -162,6 +163,38 @@ def test_what_is_taken_off_is_drawn_once_for_each_method():
     for by, line in zip(taken["by"].unique(), figure.axes[0].lines, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), taken.query("by == @by")["mean"])
         assert by in texts(figure).replace("\n", " ")
+
+
+@pytest.mark.parametrize(("most", "least"), [(500, 5), (5000, 500), (500, 50), (9000, 1500)])
+def test_class_sizes_are_marked_on_their_axis(most, least):
+    counts = np.geomspace(most, least, 10).round()
+    group = np.repeat(["head", "medium", "tail"], [3, 4, 3])
+    frame = pd.DataFrame({"class_id": range(10), "class_name": list("abcdefghij"),
+                          "count": counts, "group": np.repeat([0, 1, 2], [3, 4, 3]),
+                          "accuracy": 50.0, "label": "KD", "method": "kd", "seed": 0})  # fmt: skip
+    assert len(group) == len(frame)
+    axes = figures.accuracy_by_frequency(frame).axes[0]
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2
+
+
+def test_four_teachers_have_room_for_their_names():
+    shares = [{"label": f"{name}, γ = 100", "true": true, "predicted": guess, "share": 33.0}
+              for name in ("ResNet32x4", "VGG13", "WRN-40-2", "ResNet50")
+              for true in tables.GROUPS for guess in tables.GROUPS]  # fmt: skip
+    figure = figures.confusion(pd.DataFrame(shares))
+    titles = [axes._left_title for axes in figure.axes]
+    boxes = [title.get_window_extent() for title in titles if title.get_text()]
+    assert len(boxes) == 4
+    for left, right in pairwise(boxes):
+        assert left.x1 < right.x0
+    assert boxes[-1].x1 < figure.bbox.x1
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_evaluated_epoch_is_drawn():
+    frame = runs(FEW).assign(epoch=30)
+    figures.learning_curves(frame, ["ltkd"])
 
 
 def test_no_rows_give_a_line_of_text():

@@ -118,6 +118,10 @@ def test_imagenets_networks_are_the_papers_by_its_names():
     small = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps", images={"size": 64})
     assert not paper.comparable(setting._replace(schedule=small.schedule))
     assert setting._replace(schedule=small.schedule).title.endswith("(steps, 64 pixels)")
+    for own in ({"groups": 10}, {"alpha": 7.0}, {"temperature": 1.0}, {"lr": 0.1, "batch": 256},
+                {"method_args": {"kd": {"ce_weight": 0.5}}}):  # fmt: skip
+        changed = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps", **own)
+        assert changed.schedule == "steps, own values"
 
 
 def test_beside_takes_the_closest_setting():

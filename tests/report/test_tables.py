@@ -85,6 +85,7 @@ def test_missing_values_do_not_count():
 def test_strings():
     assert Interval(51.08, 50.78, 51.38, 5).plus_minus() == "51.1 ± 0.3 (5)"
     assert Interval(51.08, 50.78, 51.38, 5).plus_minus(2) == "51.08 ± 0.30 (5)"
+    assert Interval(46.9, 46.9, 46.9, 2).plus_minus() == "46.9 (2, equal)"
     assert Interval(-2.1, -3.9, -0.3, 5).difference() == "−2.1 [−3.9, −0.3]"
 
 
@@ -279,6 +280,31 @@ def test_corrections_of_a_teacher_that_leans_on_the_prior():
     slope, far, _ = strengths.iloc[1]
     assert slope == round((steps[0] - steps[3]) / drop, 2)
     assert far == round(np.sqrt(np.mean((steps - steps.mean() - centred) ** 2)), 2)
+
+
+def test_cells_without_a_seed_in_common_make_no_steps():
+    frame = pd.concat(
+        [runs({"kd": [50.0]}), runs({"kd_ce1": [51.0, 52.0], "ltkd": [60.0]}).iloc[1:]]
+    )
+    frame.loc[frame["method"] == "ltkd", "seed"] = 1
+    assert tables.steps(frame, ["kd", "kd_ce1", "ltkd"], "tail").empty
+
+
+def test_methods_whose_networks_are_gone_are_named():
+    frame = runs({"kd": [50.0], "catkd": [51.0]})
+    frame["label"] = frame["method"].str.upper()
+    assert tables.not_kept(frame, frame) == []
+    (line,) = tables.not_kept(frame, frame[frame["method"] == "kd"])
+    assert "not kept" in line.data
+    assert line.data.endswith(": CATKD.*")
+
+
+def test_numbers_of_groups_that_did_not_run_are_no_confirmation():
+    data = type("D", (), {"counts": np.ones(100)})()
+    study = type("S", (), {"data": lambda self, gamma: data})()
+    frame = pd.concat([runs({"ltkd": [50.0, 51.0]}).assign(n_groups=n) for n in (3, 10, 100)])
+    found = claims.group_gaps(study, Setting("cifar100", 100.0, "vgg13", "vgg8", 30), frame)
+    assert [(name, gap.n) for name, gap in found] == [("10", 2), ("4, 5, 20, 25", 0)]
 
 
 def test_the_margin_is_the_papers_largest_change():
