@@ -310,7 +310,7 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, c
     assert f"resnet8, {best}: Digits-LT" in card
     own = rows.get_group(best).query("seed == 0").iloc[0]
     assert f"| this network | {own['all']:.1f} | {own['head']:.1f} |" in card
-    others = card.split("has: ")[1].split(".\n\n")[0].split("; ")
+    others = card.split("all classes: ")[1].split(".\n\n")[0].split("; ")
     for other, (label, part) in zip(others, rows, strict=True):
         assert other.startswith(f"{label} (")
         assert f") {part['all'].mean():.1f} " in other

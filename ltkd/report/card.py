@@ -43,14 +43,14 @@ means over classes. The interval is Student's t at 95 %, over seeds, for one spl
 | this network | {own} |
 | the method, mean ± half the interval (seeds) | {mean_of} |
 
-Picked by these very test images, so that its own number is a little high. Over all classes the
-study `{study}` has: {others}.
+Picked by these very test images, so that its own number is a little high, from these methods of the
+study `{study}`, with their accuracy over all classes: {others}.
 
 ## How it was made
 
 - Training images: {images}, {most} to {least} a class, {title}{cut}; which
   ones is the study's split (sha256 {split}).
-- Method: {label}; {settings}.
+- Method: {label} ({reference}); {settings}.
 - Schedule: {schedule}, peak rate {lr:g}, batch {batch}, weight decay {weight_decay:g}, {precision}.
 - Hardware: {hardware}; commit {commit}. Run `{run}`, whose record holds the rest.
 - Weights: safetensors, sha256 {sha}.
@@ -103,6 +103,7 @@ def write_card(study: Study) -> Path:
         cut=" cut to an exponential profile" if spec.gamma else ", its classes as they are",
         images=sum(about["counts"]), most=max(about["counts"]), least=min(about["counts"]),
         split=about["split_sha256"][:16], settings=settings or "nothing to set",
+        reference=METHODS[spec.method].reference,
         schedule=spec.schedule, lr=spec.peak_lr,
         batch=spec.batch, weight_decay=spec.weight_decay, precision=spec.precision,
         hardware=record.values["hardware"], commit=record.values["code"]["commit"],
