@@ -251,34 +251,39 @@ def curve_at(head, part):
     return np.array([np.interp(head, curve.index, curve[m]) for m in curve])
 
 
+def ltkd_and_kd_rows(text, gap):
+    """Of each schedule ``gap`` (of a seed's curves of LTKD and of KD with weights 1 and 1) over
+    the seeds; ``text`` says what it is, {} being that KD."""
+    for schedule, adjusted in both_schedules():
+        gaps = [
+            gap(*(seed[seed["method"] == name] for name in ("ltkd", "kd_ce1")))
+            for _, seed in adjusted.groupby("seed")
+        ]
+        found = [tables.t_interval(pd.Series(one)) for one in np.transpose(gaps)]
+        cells = " | ".join(one.difference() for one in found)
+        name = text.format(tables.marked("KD, weights 1 and 1"))
+        yield f"| {schedule} | {name} | {cells} | {found[0].n} |"
+
+
 def tilt_rows():
     """LTKD less KD with weights 1 and 1 at LTKD's height, less the same at that of KD."""
-    for schedule, adjusted in both_schedules():
-        tilts = []
-        for _, seed in adjusted.groupby("seed"):
-            ltkd, kd = (seed[seed["method"] == name] for name in ("ltkd", "kd_ce1"))
-            heads = (part.loc[part["tau"] == 1, "head"].item() for part in (ltkd, kd))
-            low, high = (curve_at(head, ltkd) - curve_at(head, kd) for head in heads)
-            tilts.append(low - high)
-        found = [tables.t_interval(pd.Series(one)) for one in np.transpose(tilts)]
-        cells = " | ".join(one.difference() for one in found)
-        name = tables.marked("KD, weights 1 and 1")
-        yield f"| {schedule} | LTKD − {name}, low less high | {cells} | {found[0].n} |"
+
+    def tilt(ltkd, kd):
+        heads = (part.loc[part["tau"] == 1, "head"].item() for part in (ltkd, kd))
+        low, high = (curve_at(head, ltkd) - curve_at(head, kd) for head in heads)
+        return low - high
+
+    yield from ltkd_and_kd_rows("LTKD − {}, low less high", tilt)
 
 
 def own_head_rows():
     """KD with weights 1 and 1 at the head accuracy that LTKD has as trained, less LTKD there."""
-    names = ("all", "medium", "tail")
-    for schedule, adjusted in both_schedules():
-        gaps = []
-        for _, seed in adjusted.groupby("seed"):
-            ltkd, kd = (seed[seed["method"] == name] for name in ("ltkd", "kd_ce1"))
-            own = ltkd[ltkd["as_trained"]].iloc[0]
-            gaps.append(curve_at(own["head"], kd) - [own[m] for m in names])
-        found = [tables.t_interval(pd.Series(one)) for one in np.transpose(gaps)]
-        cells = " | ".join(one.difference() for one in found)
-        name = tables.marked("KD, weights 1 and 1")
-        yield f"| {schedule} | {name} − LTKD, at LTKD's as trained | {cells} | {found[0].n} |"
+
+    def ahead(ltkd, kd):
+        own = ltkd[ltkd["as_trained"]].iloc[0]
+        return curve_at(own["head"], kd) - [own[m] for m in ("all", "medium", "tail")]
+
+    yield from ltkd_and_kd_rows("{} − LTKD, at LTKD's as trained", ahead)
 
 
 def chosen_rows():
