@@ -262,13 +262,13 @@ def curve_at(head, part):
 
 def ltkd_and_kd_rows(text, gap):
     """Of each schedule ``gap`` (of a seed's curves of LTKD and of KD with weights 1 and 1) over
-    the seeds; ``text`` says what it is, {} being that KD."""
+    the seeds whose curves reach so far; ``text`` says what it is, {} being that KD."""
     for schedule, adjusted in curves():
         gaps = [
             gap(*(seed[seed["method"] == name] for name in ("ltkd", "kd_ce1")))
             for _, seed in adjusted.groupby("seed")
         ]
-        reached = [gap for gap in gaps if not np.isnan(gap).any()]
+        reached = [one for one in gaps if not np.isnan(one).any()]
         found = [tables.t_interval(pd.Series(one)) for one in np.transpose(reached)]
         cells = " | ".join(one.difference() for one in found)
         name = text.format(tables.marked("KD, weights 1 and 1"))
