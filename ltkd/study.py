@@ -458,6 +458,7 @@ class Study:
             "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
             "hardware": "; ".join(sorted({r.values["hardware"] for r in records}))
                         or files.hardware(),
+            "executed_on": files.hardware(),
             "device": ", ".join(sorted({r.values["device"] for r in records})) or "cpu",
             "seconds": round(time.monotonic() - self._began, 1),
             "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),

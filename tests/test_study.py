@@ -120,8 +120,8 @@ def test_the_teacher_and_its_logits(study):
     assert seen == sum(record["history"][-1]["correct"])
 
 
-def test_the_manifest_names_everything_and_seals_itself(study):
-    from ltkd.files import canonical, sha256
+def test_the_manifest_names_everything_and_seals_itself(study, monkeypatch):
+    from ltkd.files import canonical, hardware, sha256
 
     study.results("distillation")
     manifest = study.manifest("03_distillation")
@@ -130,6 +130,12 @@ def test_the_manifest_names_everything_and_seals_itself(study):
     assert manifest["data"]["train_images"] == {"20": 390}
     assert len(manifest["records"]) >= 7
     assert "data_root" not in manifest["parameters"]
+    # A report may be made elsewhere than its runs were: both machines are named.
+    record = next(iter(study._used.values()))
+    monkeypatch.setitem(record.values, "hardware", "the machine of the runs")
+    elsewhere = study.manifest("03_distillation")
+    assert "the machine of the runs" in elsewhere["hardware"]
+    assert elsewhere["executed_on"] == hardware()
 
 
 def test_from_notebook_takes_parameters_and_refuses_strangers():

@@ -172,7 +172,8 @@ def headline(folder: Path) -> tuple[str, list[Any]]:
     """The last report (in the order of names) with cells tagged ``headline``: stem and cells."""
     import nbformat
 
-    for report in sorted(folder.glob("reports/*.ipynb"), reverse=True):
+    # Not the hidden ones: another process may be writing those.
+    for report in sorted(folder.glob("reports/[!.]*.ipynb"), reverse=True):
         cells = nbformat.read(report, as_version=4).cells
         tagged = [cell for cell in cells if "headline" in cell.metadata.get("tags", [])]
         if tagged and not report.stem.endswith(".failed"):
@@ -274,6 +275,7 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         ),
         "Finished": max(m.get("finished", "") for m in manifests)[:10],
         "Code": each(code),
-        "Hardware": each(lambda m: m.get("hardware", "")),
+        "Trained on": each(lambda m: m.get("hardware", "")),
+        "Executed on": each(lambda m: m.get("executed_on", "")),
     }
     return [(label, value) for label, value in facts.items() if value]

@@ -312,6 +312,7 @@ def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     reports = folder / "study" / "reports"
     reports.mkdir(parents=True)
     nbformat.write(new_notebook(cells=[picture, other, sentence]), reports / "06_summary.ipynb")
+    (reports / ".07_c.part.ipynb").touch()  # what another process has just begun to write
     for name in ("06_summary.html", "04_b.failed.html"):
         (reports / name).write_text("x")
     (reports / "06_summary.manifest.json").write_text('{"seconds": 30, "seeds": [0, 1]}')
@@ -366,5 +367,7 @@ def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_each_machine_is_named_once() -> None:
     """A page lists the machines of all its runs, and the index those of all its pages."""
-    machines = [{"hardware": "one"}, {"hardware": "another; one"}, {"hardware": "one"}]
-    assert dict(page._facts(machines))["Hardware"] == "one; another"
+    trained = ["one", "another; one", "one"]
+    machines = [{"hardware": names, "executed_on": "a third"} for names in trained]
+    facts = dict(page._facts(machines))
+    assert (facts["Trained on"], facts["Executed on"]) == ("one; another", "a third")
