@@ -456,10 +456,9 @@ class Study:
                                       for g in p.gammas},
                      "test_images": len(data.test_labels)},
             "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
-            "hardware": "; ".join(sorted({r.values["hardware"] for r in records}))
-                        or files.hardware(),
+            "hardware": "; ".join(sorted({r.values["hardware"] for r in records})),
+            "device": ", ".join(sorted({r.values["device"] for r in records})),
             "executed_on": files.hardware(),
-            "device": ", ".join(sorted({r.values["device"] for r in records})) or "cpu",
             "seconds": round(time.monotonic() - self._began, 1),
             "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -136,6 +136,8 @@ def test_the_manifest_names_everything_and_seals_itself(study, monkeypatch):
     elsewhere = study.manifest("03_distillation")
     assert "the machine of the runs" in elsewhere["hardware"]
     assert elsewhere["executed_on"] == hardware()
+    alone = Study(**SMALL).manifest("00_data")
+    assert (alone["hardware"], alone["device"], alone["executed_on"]) == ("", "", hardware())
 
 
 def test_from_notebook_takes_parameters_and_refuses_strangers():
