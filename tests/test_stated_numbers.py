@@ -208,10 +208,9 @@ def vgg_difference_rows():
             for run in runs["run"]}  # fmt: skip
     for other in ("kd", "kd_ce1", "kd_adjusted", "teacher"):
         found = tables.both_intervals(runs, told, data, "ltkd", other).loc[list(tables.METRICS)]
+        n = (runs["method"] == other).sum()
+        than = tables.marked(METHODS[other].label) + (f" ({n} seeds)" if n < len(seeds) else "")
         for over in ("over seeds (t, paired)", "over test images (bootstrap)"):
-            n = (runs["method"] == other).sum()
-            fewer = f" ({n} seeds)" if n < len(seeds) else ""
-            than = tables.marked(METHODS[other].label) + fewer
             name = f"LTKD − {than}, {over.split(' (')[0]}"
             yield f"| {name} | {' | '.join(found[over])} |"
 
