@@ -103,7 +103,7 @@ def accuracies(correct, total):
 RESNET, VGG = ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8")
 FULL = {  # pair -> its methods at the paper's schedule, in a table's order
     RESNET: ("kd", "kd_ce1", "ltkd", "balanced_softmax"),
-    VGG: ("kd", "kd_ce1", "ltkd", "kd_adjusted"),
+    VGG: ("kd", "kd_ce1", "ltkd", "kd_adjusted", "balanced_softmax"),
 }
 
 
@@ -147,7 +147,8 @@ FULL_STEPS = {
         ("kd_ce1_removed", "kd_ce1"), ("kd_ce1_removed", "ltkd"),
         ("kd_ce1_removed", "kd_adjusted"), ("ltkd_removed", "ltkd"),
         ("kd_adjusted_removed", "kd_adjusted"), ("ltkd_removed", "kd_ce1_removed"),
-        ("ltkd_removed", "kd_adjusted_removed"), ("kd_adjusted_removed", "kd_ce1_removed")),
+        ("ltkd_removed", "kd_adjusted_removed"), ("kd_adjusted_removed", "kd_ce1_removed"),
+        ("kd_ce1_removed", "balanced_softmax")),
 }  # fmt: skip
 
 
@@ -206,7 +207,7 @@ def vgg_difference_rows():
     folder = ROOT / "outputs/cifar100_lt/runs"
     told = {run: np.load(folder / run / "predictions.npy", allow_pickle=False)
             for run in runs["run"]}  # fmt: skip
-    for other in ("kd", "kd_ce1", "kd_adjusted", "teacher"):
+    for other in ("kd", "kd_ce1", "kd_adjusted", "balanced_softmax", "teacher"):
         found = tables.both_intervals(runs, told, data, "ltkd", other).loc[list(tables.METRICS)]
         n = (runs["method"] == other).sum()
         than = tables.marked(METHODS[other].label) + (f" ({n} seeds)" if n < len(seeds) else "")
@@ -216,22 +217,35 @@ def vgg_difference_rows():
 
 
 def claim_rows():
-    """The tests of the paper's claims, as the executed pages of two studies have them."""
-    told = {}
-    for column, study in enumerate(("cifar100_lt", "cifar100_lt_short")):
+    """The tests of the paper's claims, as the executed pages of two studies have them: a column
+    for each pair of each."""
+    columns = []
+    for study, pairs, seeds in (("cifar100_lt", 2, 2), ("cifar100_lt_short", 1, 3)):
         page = nbformat.read(ROOT / f"outputs/{study}/reports/06_summary.ipynb", as_version=4)
         shown = [out.get("data", {}).get("text/html", "")
                  for cell in page.cells for out in cell.get("outputs", [])]  # fmt: skip
-        (table,) = (text for text in shown if "<th>comparison</th>" in text)
+        found = [(text, seeds) for text in shown if "<th>comparison</th>" in text]
+        assert len(found) == pairs
+        columns += found
+    told = {}
+    for column, (table, seeds) in enumerate(columns):
         for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL):
             cells = [html.unescape(re.sub("<.*?>", "", cell)).strip()
                      for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]  # fmt: skip
             name, claim, points, n, result = cells
             if result in ("confirmed", "contradicted", "not resolved"):
-                own = told.setdefault((int(claim), name), ["not run", "not run"])
-                own[column] = f"{points}, {n}: {result}"
+                assert n == ("100 batches" if claim == "1" else f"{seeds} seeds")
+                own = told.setdefault((int(claim), name), ["not run"] * len(columns))
+                own[column] = points if result == "confirmed" else f"{points}, {result}"
+    shorter = {}  # what only thirty epochs have, its tail and overall side by side
     for (claim, name), cells in sorted(told.items(), key=lambda one: one[0][0]):
-        yield f"| {claim} | {name} | {' | '.join(cells)} |"
+        if set(cells[:-1]) == {"not run"}:
+            test, metric = name.rsplit(", ", 1)
+            shorter.setdefault((claim, test), {})[metric] = cells[-1]
+        else:
+            yield f"| {claim} | {name} | {' | '.join(cells)} |"
+    for (claim, test), found in shorter.items():
+        yield f"| {claim} | {test} | {found.get('tail', 'not asked')} | {found['all']} |"
 
 
 def curves():
@@ -362,8 +376,8 @@ def step_rows():
 FEWER = {
     teacher_rows: 2,
     full_accuracy_rows: 5,
-    vgg_accuracy_rows: 5,
-    vgg_removed_rows: 11,
+    vgg_accuracy_rows: 6,
+    vgg_removed_rows: 12,
     tilt_rows: 3,
     own_head_rows: 3,
 }
@@ -396,7 +410,7 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 def test_every_difference_of_vgg8_is_that_of_the_predictions():
     text = (ROOT / "outputs/EVIDENCE.md").read_text()
     found = list(vgg_difference_rows())
-    assert len(found) == 8
+    assert len(found) == 10
     for row in found:
         assert row in text
 
