@@ -20,6 +20,9 @@ from ltkd.data import DataError, folders, load, long_tailed_counts, longtail, re
 from ltkd.data.views import Crops
 from ltkd.params import Images, ParameterError, RunSpec
 
+# Torch warns where more workers are asked for than there are cores; what they decode is the same.
+on_any_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 @pytest.fixture(autouse=True)
 def forget():
@@ -152,6 +155,7 @@ def test_counts_are_clipped_to_what_a_class_holds_and_say_so(tmp_path):
     assert (data.title, data.gamma) == ("birds-LT", 2.0)
 
 
+@on_any_cores
 def test_one_view_of_one_image_is_the_same_whoever_decodes_it(tmp_path):
     tree(tmp_path / "imagenet", each=2)
     data = load("imagenet", None, 0, tmp_path)
@@ -352,6 +356,7 @@ def test_a_bad_image_is_named_and_nothing_stays(tmp_path, spoil):
     assert os.listdir(tmp_path) == ["birds"]
 
 
+@on_any_cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_that_is_decoded_late_is_named(tmp_path, workers):
     path = _truncate(tree(tmp_path / "imagenet"))
