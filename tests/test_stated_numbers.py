@@ -207,7 +207,7 @@ def vgg_difference_rows():
     folder = ROOT / "outputs/cifar100_lt/runs"
     told = {run: np.load(folder / run / "predictions.npy", allow_pickle=False)
             for run in runs["run"]}  # fmt: skip
-    for other in ("kd", "kd_ce1", "kd_adjusted", "balanced_softmax", "teacher"):
+    for other in (*(method for method in FULL[VGG] if method != "ltkd"), "teacher"):
         found = tables.both_intervals(runs, told, data, "ltkd", other).loc[list(tables.METRICS)]
         n = (runs["method"] == other).sum()
         than = tables.marked(METHODS[other].label) + (f" ({n} seeds)" if n < len(seeds) else "")
