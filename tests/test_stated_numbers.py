@@ -74,7 +74,7 @@ def accuracy_rows():
 
 def difference_rows():
     runs, adjusted = frames()
-    first = (("", "ltkd", "kd"),)
+    first = (("", "ltkd", "kd"), ("", "ltkd_removed", "ltkd"))
     for asked in (first, claims.QUESTIONS, claims.AFTER):
         table = claims.questions(tables.joined(runs, adjusted), asked)
         for name, row in table[table["n"] > 0].iterrows():
@@ -187,6 +187,23 @@ def full_difference_rows(pair=RESNET):
         names = (tables.marked(tables.LABELS[name]) for name in (better, worse))
         cells = " | ".join(one.difference() for one in found)
         yield f"| {' − '.join(names)} | {cells} | {found[0].n} |"
+
+
+RIVALS = ("kd", "kd_ce1_removed", "kd_adjusted", "balanced_softmax", "ltkd_removed")
+
+
+def rival_rows():
+    """What each has more than LTKD as it stands: a column for each pair and schedule."""
+    columns = [tables.paired(tables.joined(runs[runs["method"] != "teacher"], adjusted), "ltkd")
+               for runs, adjusted in (frames(), full(VGG), full())]  # fmt: skip
+    for method in RIVALS:
+        for metric in ("all", "head", "tail"):
+            found = [tables.interval_of(gaps, method=method, metric=metric) for gaps in columns]
+            cells = [one.difference() if one.n else "not run" for one in found]
+            cells = [cell + f" ({one.n})" * (0 < one.n < 3)
+                     for cell, one in zip(cells, found, strict=True)]  # fmt: skip
+            name = f" {tables.marked(tables.LABELS[method])}" if metric == "all" else ""
+            yield f"|{name} | {metric} | {' | '.join(cells)} |"
 
 
 def vgg_accuracy_rows():
@@ -378,6 +395,7 @@ FEWER = {
     full_accuracy_rows: 5,
     vgg_accuracy_rows: 6,
     vgg_removed_rows: 12,
+    rival_rows: 3 * len(RIVALS),
     tilt_rows: 3,
     own_head_rows: 3,
 }
@@ -391,6 +409,7 @@ FEWER = {
      ("outputs/EVIDENCE.md", part_rows), ("outputs/EVIDENCE.md", step_rows),
      ("outputs/EVIDENCE.md", setting_removed_rows), ("outputs/EVIDENCE.md", setting_height_rows),
      ("outputs/EVIDENCE.md", teacher_rows), ("README.md", full_accuracy_rows),
+     ("README.md", rival_rows),
      ("outputs/FINDINGS.md", full_accuracy_rows), ("outputs/FINDINGS.md", claim_rows),
      ("outputs/EVIDENCE.md", full_accuracy_rows), ("outputs/EVIDENCE.md", full_difference_rows),
      ("outputs/EVIDENCE.md", vgg_accuracy_rows), ("outputs/EVIDENCE.md", vgg_removed_rows),
@@ -420,6 +439,6 @@ if __name__ == "__main__":
         accuracy_rows, difference_rows, height_rows, chosen_rows, taken_off_rows, part_rows,
         step_rows, setting_removed_rows, setting_height_rows, teacher_rows, full_accuracy_rows,
         full_difference_rows, height_of_each_rows, tilt_rows, own_head_rows,
-        vgg_accuracy_rows, vgg_removed_rows, vgg_difference_rows, claim_rows,
+        vgg_accuracy_rows, vgg_removed_rows, vgg_difference_rows, rival_rows, claim_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
