@@ -198,9 +198,10 @@ def test_stop_ends_what_runs_and_leaves_it_out(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 from ltkd.notebooks import execute, execute_all
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started with & ignores it
 source, reports = Path(sys.argv[1]), Path(sys.argv[2])
 execute_all([source], {}, reports) if sys.argv[3] == "all" else execute(source, {}, reports)
 """
