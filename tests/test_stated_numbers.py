@@ -203,9 +203,8 @@ def rival_rows():
     for method in RIVALS:
         for metric in ("all", "head", "tail"):
             found = [tables.interval_of(gaps, method=method, metric=metric) for gaps in columns]
-            cells = [one.difference() if one.n else "not run" for one in found]
-            cells = [cell + f" ({one.n})" * (0 < one.n < 3)
-                     for cell, one in zip(cells, found, strict=True)]  # fmt: skip
+            cells = [one.difference() + f" ({one.n})" * (one.n < 3) if one.n else "not run"
+                     for one in found]  # fmt: skip
             name = f" {tables.marked(tables.LABELS[method])}" if metric == "all" else ""
             yield f"|{name} | {metric} | {' | '.join(cells)} |"
 
