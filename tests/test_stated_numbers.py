@@ -180,15 +180,22 @@ def full_accuracy_rows(pair=RESNET):
         yield f"| {tables.marked(name)} | {text} |".replace("  ", " ")
 
 
+def students(runs, adjusted):
+    return tables.joined(runs[runs["method"] != "teacher"], adjusted)
+
+
+def step_row(whole, better, worse, about=""):
+    gaps = tables.paired(whole, worse)
+    found = [tables.interval_of(gaps, method=better, metric=m) for m in tables.METRICS]
+    names = (tables.marked(tables.LABELS[name]) for name in (better, worse))
+    cells = " | ".join(one.difference() for one in found)
+    return f"| {' − '.join(names)} |{about} {cells} | {found[0].n} |"
+
+
 def full_difference_rows(pair=RESNET):
-    runs, adjusted = full(pair)
-    whole = tables.joined(runs[runs["method"] != "teacher"], adjusted)
+    whole = students(*full(pair))
     for better, worse in FULL_STEPS[pair]:
-        gaps = tables.paired(whole, worse)
-        found = [tables.interval_of(gaps, method=better, metric=m) for m in tables.METRICS]
-        names = (tables.marked(tables.LABELS[name]) for name in (better, worse))
-        cells = " | ".join(one.difference() for one in found)
-        yield f"| {' − '.join(names)} | {cells} | {found[0].n} |"
+        yield step_row(whole, better, worse)
 
 
 RIVALS = (
@@ -198,8 +205,7 @@ RIVALS = (
 
 def rival_rows():
     """What each has more than LTKD as it stands: a column for each pair and schedule."""
-    columns = [tables.paired(tables.joined(runs[runs["method"] != "teacher"], adjusted), "ltkd")
-               for runs, adjusted in (frames(), full(VGG), full())]  # fmt: skip
+    columns = [tables.paired(students(*both), "ltkd") for both in (frames(), full(VGG), full())]
     for method in RIVALS:
         for metric in ("all", "head", "tail"):
             found = [tables.interval_of(gaps, method=method, metric=metric) for gaps in columns]
@@ -276,13 +282,13 @@ SPLIT_STEPS = (
 
 
 def both_splits():
-    for name, (runs, adjusted) in (("first", frames()), ("second", full(VGG, SECOND, 30))):
-        yield name, tables.joined(runs[runs["method"] != "teacher"], adjusted)
+    return {"first": students(*frames()), "second": students(*full(VGG, SECOND, 30))}
 
 
 def split_accuracy_rows():
+    splits = both_splits()
     for method in ("kd_ce1", "kd_ce1_removed", "ltkd", "ltkd_removed", "balanced_softmax"):
-        for name, runs in both_splits():
+        for name, runs in splits.items():
             part = runs[runs["method"] == method]
             cells = " | ".join(tables.t_interval(part[m]).plus_minus() for m in tables.METRICS)
             own = f"{tables.marked(tables.LABELS[method])} | {name}"
@@ -290,13 +296,10 @@ def split_accuracy_rows():
 
 
 def split_rows():
+    splits = both_splits()
     for better, worse in SPLIT_STEPS:
-        for name, runs in both_splits():
-            gaps = tables.paired(runs, worse)
-            found = [tables.interval_of(gaps, method=better, metric=m) for m in tables.METRICS]
-            names = (tables.marked(tables.LABELS[method]) for method in (better, worse))
-            cells = " | ".join(one.difference() for one in found)
-            yield f"| {' − '.join(names)} | {name} | {cells} | {found[0].n} |"
+        for name, runs in splits.items():
+            yield step_row(runs, better, worse, f" {name} |")
 
 
 def curves():
