@@ -380,9 +380,14 @@ class Study:
         return size_of(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
 
     @property
-    def factors(self) -> str:
-        """The imbalance factors, measured where classes are left as they are: '100, 20'."""
-        return ", ".join(f"{self.data(gamma).gamma:g}" for gamma in self.parameters.gammas)
+    def drawn(self) -> str:
+        """How its images were drawn: 'imbalance factor 100, 20, split seed 1', 0 left unsaid.
+
+        A factor is measured where classes are left as they are.
+        """
+        p = self.parameters
+        factors = ", ".join(f"{self.data(gamma).gamma:g}" for gamma in p.gammas)
+        return f"imbalance factor {factors}" + (f", split seed {p.split_seed}" * (p.split_seed > 0))
 
     @cached_property
     def _images(self) -> Images | None:
@@ -506,8 +511,7 @@ class Study:
         )
         return _table({
             "Study": self.name,
-            "Data": f"{self.data().title}, imbalance factor "
-                    + self.factors,
+            "Data": f"{self.data().title}, {self.drawn}",
             "Pairs": ", ".join(pair.label for pair in self.pairs),
             "Schedule": f"{epochs} epochs, batch {batch}, peak rate {rate}, "
                         f"{p.schedule}, {p.precision}",

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from ltkd import Study, pool, run
+from ltkd.cli import NOTEBOOKS
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
-from ltkd.report import tables
-from ltkd.report.build import write_runs
+from ltkd.report import build, tables
 from ltkd.runs import identity
 from ltkd.study import PARTS, Pair
 from ltkd.train import learning_rate
@@ -221,6 +221,23 @@ def test_a_page_is_stale_when_curves_come(tmp_path, study):
     assert again.inputs("03_distillation") == before
 
 
+def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, monkeypatch):
+    """They run in a folder of their own, where a relative LTKD_DATA would be another one."""
+    seen, pages = {}, sorted(NOTEBOOKS.glob("*.ipynb"))
+    monkeypatch.setattr(build, "execute_all", lambda *_, env, **__: seen.update(env) or [])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LTKD_DATA", "here")
+    build.build(Study(outputs="there", name="small", **SMALL), pages, {})
+    assert seen == {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
+
+
+def test_another_split_is_said_on_the_pages(tmp_path):
+    first, second = (Study(outputs=tmp_path, split_seed=seed, **SMALL) for seed in (0, 3))
+    assert first.drawn == "imbalance factor 20"
+    assert second.drawn == "imbalance factor 20, split seed 3"
+    assert "imbalance factor 20, split seed 3" in second._repr_html_()
+
+
 def test_a_sweep_compares_settings_of_methods(tmp_path):
     grid = {"ltkd": [{"alpha": [1, 2], "beta": [1, 4]}, {"temperature": 2}],
             "kd": [{"ce_weight": [0.5]}]}  # fmt: skip
@@ -309,7 +326,7 @@ def test_runs_of_other_parameters_follow_in_the_table_without_a_part(study, tmp_
     (tmp_path / "small/runs" / ("0" * 16)).mkdir()
     (tmp_path / "small/runs" / ("0" * 16) / "record.json").write_text("{}")
     less = Study(outputs=tmp_path, name="small", **SMALL | {"seeds": [0], "ablations": []})
-    write_runs(less)
+    build.write_runs(less)
     table = pd.read_csv(less.folder / "runs.csv", keep_default_na=False).set_index("run")
     own, rest = (table[table["part"] != ""], table[table["part"] == ""])
     assert set(own.index) == names(less)

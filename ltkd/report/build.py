@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import cores, locked, sha256, write_atomic
+from ..files import cores, data_root, locked, sha256, write_atomic
 from ..notebooks import execute_all
 from ..params import RECIPES
 from ..study import PARTS, Study
@@ -28,9 +28,9 @@ def build(
     """
     reports = study.folder / "reports"
     values = {k: v for k, v in parameters.items() if k != "data_root"}  # no path enters a report
+    # Both absolute: a notebook runs in its own folder.
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
-    if study.parameters.data_root:
-        env["LTKD_DATA"] = study.parameters.data_root
+    env["LTKD_DATA"] = str(data_root(study.parameters.data_root))
     with ExitStack() as held:  # of two commands at once the second finds its reports done
         for path in sorted(notebooks):
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
@@ -84,7 +84,7 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     own = [paper.comparable(setting) for setting, _ in tables.settings(study, "distillation")]
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
-        f"{data.title}, imbalance factor {study.factors}, {epochs} epochs, "
+        f"{data.title}, {study.drawn}, {epochs} epochs, "
         f"{_many(p.seeds, 'seed')}, {_many(p.methods, 'method')}. " + _beside(own)
     )
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)

@@ -254,8 +254,11 @@ def _facts(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     def images(manifest: Mapping[str, Any]) -> str:
         data = manifest.get("data", {})
         counts = data.get("train_images", {}).items()
-        return data.get("title", "") + "".join(
-            f", γ = {gamma}: {count:,} training images" for gamma, count in counts
+        seed = manifest.get("parameters", {}).get("split_seed")
+        return (
+            data.get("title", "")
+            + (f", split seed {seed}" if seed else "")
+            + "".join(f", γ = {gamma}: {count:,} training images" for gamma, count in counts)
         )
 
     def code(manifest: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from ltkd.report import markup, page
 
 MANIFEST = {
     "data": {"title": "CIFAR-100-LT", "train_images": {"100": 10847}},
-    "epochs": 240, "seeds": [0, 1],
+    "parameters": {"split_seed": 1}, "epochs": 240, "seeds": [0, 1],
     "hardware": "one <GPU>", "seconds": 4521.0, "finished": "2025-11-20T12:00:00",
     "code": {"version": "0.1.0", "commit": "abcdef0123", "dirty": True}, "seal": "9f86d081884c7d",
 }  # fmt: skip
@@ -148,7 +148,7 @@ def test_structure_for_readers_and_screen_readers(html: str) -> None:
     assert {"../index.html", "03_distillation.manifest.json", "03_distillation.ipynb"} <= links
     facts = soup.select_one("dl.facts").get_text(" ", strip=True)
     for part in [
-        "γ = 100: 10,847 training",
+        "CIFAR-100-LT, split seed 1, γ = 100: 10,847 training",
         "240",
         "0, 1",
         "1 h 15 min",
