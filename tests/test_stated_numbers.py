@@ -296,7 +296,11 @@ def split_accuracy_rows():
 
 
 def split_rows():
-    splits = both_splits()
+    """Differences on each split, and second less first of runs that begin from the same weights."""
+    splits, by, metrics = both_splits(), ["method", "seed"], list(tables.METRICS)
+    first, second = (runs.set_index(by)[metrics] for runs in splits.values())
+    moved = (second - first).dropna().reset_index()
+    splits["second − first"] = splits["second"].drop(columns=metrics).merge(moved, on=by)
     for better, worse in SPLIT_STEPS:
         for name, runs in splits.items():
             yield step_row(runs, better, worse, f" {name} |")
