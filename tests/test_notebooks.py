@@ -216,19 +216,19 @@ def test_no_kernel_outlives_the_parent_and_half_a_report_is_never_seen(
 ) -> None:
     body = (
         "import os, pathlib, subprocess, time\n"
-        "child = subprocess.Popen(['sleep', '300'])\n"
-        "pathlib.Path('pids').write_text(f'{os.getpid()} {child.pid}')\ntime.sleep(300)"
+        "child = subprocess.Popen(['sleep', '90'])\n"
+        "pathlib.Path('pids').write_text(f'{os.getpid()} {child.pid}')\ntime.sleep(90)"
     )
     source, reports = notebook(tmp_path / "nb.ipynb", body), tmp_path / "reports"
     command = [sys.executable, "-c", SCRIPT, str(source), str(reports), how]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
         pids = tmp_path / "pids"
-        until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 60)  # a kernel's start
         kernel, child = map(int, pids.read_text().split())
         assert os.getpgid(kernel) == kernel
         assert [n for n in names(reports) if not n.startswith(".")] == []
         parent.send_signal(sent)
-        parent.wait(60)
+        parent.wait(20)
         assert parent.returncode != 0
     try:
         until(lambda: not alive(kernel))
@@ -245,7 +245,7 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def until(true: object, seconds: float = 60) -> None:
+def until(true: object, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < end, "not in time"
