@@ -227,6 +227,7 @@ def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, mo
     monkeypatch.setattr(build, "execute_all", lambda *_, env, **__: seen.update(env) or [])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LTKD_DATA", "here")
+    shutil.copytree(study.folder, "there/small")  # its runs are not made anew
     build.build(Study(outputs="there", name="small", **SMALL), pages, {})
     assert seen == {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
 
