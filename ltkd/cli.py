@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import ROOT, Stopped, outputs_root, sweep
+from .files import ROOT, Stopped, many, outputs_root, sweep
 from .methods import METHODS
 from .params import (
     FILE_SETS,
@@ -134,7 +134,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--jobs", type=_jobs, default=None, help="runs at once; auto = cores / threads"
     )
     part.add_argument(
-        "--dry-run", action="store_true", help="list the runs and time a few steps; make nothing"
+        "--dry-run", action="store_true", help="list the runs and time a few steps; make none"
     )
     override(run)
     where(run)
@@ -180,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"ltkd: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"ltkd: {error.strerror or error}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before there was anything to save
         print("ltkd: interrupted; the same command goes on from here.", file=sys.stderr)
@@ -192,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _notebooks(only: str | None) -> list[Path]:
     found = sorted(NOTEBOOKS.glob("*.ipynb"))
+    if not found:
+        raise ParameterError(f"{NOTEBOOKS}: no notebooks; should be a checkout, installed with "
+                             "`pip install -e .`")  # fmt: skip
     if only is None:
         return found
     chosen = [path for path in found if path.name.startswith(only)]
@@ -209,6 +213,7 @@ def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
             raise ParameterError(f"-p {key}: stands there twice; keep one")
         source += f" -p {key}"
         values[key] = parse_yaml(text, f"-p {key} {text!r}")
+    values.setdefault("name", given.parameters.stem)  # never another study's folder
     check(Parameters, values, source)
     from .study import Study
 
@@ -252,7 +257,7 @@ def _run(given: argparse.Namespace) -> int:
     for reason in reasons:
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
-        print(f"{study.name}: {len(out.records)} runs are there, {len(out.left)} are left; "
+        print(f"{study.name}: {many(out.records, 'run')} there, {len(out.left)} left; "
               "the same command goes on from here. Reports were not touched.")  # fmt: skip
         return stop.code if stop() else 1
     if chosen:
@@ -272,10 +277,10 @@ def _run(given: argparse.Namespace) -> int:
         return stop.code
     for text in broken:
         print(text, file=sys.stderr)
-    todo = f"{len(made)} reports made" + (f", {len(broken)} failed" if broken else "")
+    todo = f"{many(made, 'report')} made" + (f", {len(broken)} failed" if broken else "")
     if not made and not broken and not reasons:
         todo = "nothing to do: every run and report is up to date"
-    print(f"{study.name}: {len(out.records)} runs, {todo} ({time.monotonic() - began:.0f} s).")
+    print(f"{study.name}: {many(out.records, 'run')}, {todo} ({time.monotonic() - began:.0f} s).")
     print(index)
     return 1 if broken or reasons else 0
 
@@ -344,13 +349,17 @@ def _reproduce(given: argparse.Namespace) -> int:
             "and an interval needs all of at least two seeds; make them with ltkd run"
         )
     stop, anew = Stop(given.budget), Study(outputs=study.folder.parent / "reproduced", **values)
+    before = sum(anew.store.get(spec) is not None for spec in specs)
     out = anew.make(specs, jobs=given.jobs, stop=stop)
     bad = [one.values["reason"] for one in out.records.values() if one.diverged]
     for reason in [*out.failed.values(), *bad]:
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
-        print(f"{given.row}: {len(out.left)} runs are left; the same command goes on from here.")
+        print(f"{given.row}: {many(out.left, 'run')} left; the same command goes on from here.")
         return stop.code if stop() else 1
+    if before:
+        print(f"{before} of {many(specs, 'run')} made before this call; to make them anew, remove "
+              f"{anew.folder}")  # fmt: skip
     inside, rows = not (out.failed or bad), anew.row_of(given.row)[1]
     for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
@@ -430,6 +439,8 @@ def _methods(given: argparse.Namespace) -> int:
     for method in METHODS.values():
         args = ", ".join(f"{k}={v}" for k, v in method.args.items())
         print(f"{method.name:30} {method.label:38} {args}{'  (ours)' if method.ours else ''}")
+        for pair, own in method.by_pair.items():
+            print(f"{'':30} {pair:>38} {', '.join(f'{k}={v}' for k, v in own.items())}")
     return 0
 
 

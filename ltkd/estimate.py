@@ -1,7 +1,7 @@
 """What of a study is missing, and how long that takes here: real steps of each kind, timed.
 
 Images that are made up and untrained networks stand in, so neither data nor teachers need be
-there, and nothing is written.
+there, and nothing of the study is written.
 """
 
 import time
@@ -181,7 +181,7 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         disk += rows * row_bytes
     total, count = sum(seconds.values()) + filled, pool.jobs_for(jobs, list(left.values()))
     yield (
-        f"{len(left)} runs are left: {files.clock(total)} one after another, of which "
+        f"{files.many(left, 'run')} left: {files.clock(total)} one after another, of which "
         f"{files.clock(filled)} for teachers' tables ({disk / 1e9:.1f} GB of disk)."
     )
     least, ends = total / count, "or more where they get in each other's way"

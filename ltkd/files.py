@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -203,6 +203,11 @@ def hardware() -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def many(things: Sized, what: str) -> str:
+    """'1 run' or '3 runs'."""
+    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 
 def clock(seconds: float) -> str:

@@ -257,7 +257,11 @@ class RunSpec(_Strict):
                 )
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
-            raise ValueError(f"method {self.method!r} {word} groups (given: {self.groups})")
+            most = RECIPES[self.dataset].classes or "the number of classes"
+            allowed = f"; should be from 1 to {most}, such as 3" * method.uses_groups
+            raise ValueError(
+                f"method {self.method!r} {word} groups (given: {self.groups}){allowed}"
+            )
         classes = RECIPES[self.dataset].classes
         if self.groups and classes and self.groups > classes:
             raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
@@ -320,7 +324,8 @@ def check_fit(spec: RunSpec, counts: Sequence[int]) -> None:
         raise ParameterError(f"dataset = {spec.dataset!r}: {len(counts)} classes; head, medium and "
                              "tail need three")  # fmt: skip
     if (spec.groups or 0) > len(counts):
-        raise ParameterError(f"groups = {spec.groups}: the training set has {len(counts)} classes")
+        raise ParameterError(f"groups, group_counts: {spec.groups} groups, but the training set has "
+                             f"{len(counts)} classes; should be at most so many")  # fmt: skip
 
 
 def gamma_text(gamma: float | None) -> str:
@@ -386,7 +391,9 @@ class StudyParameters(_Strict):
                 raise ValueError(f"{name} = {values!r}: each value may stand there once")
             if name in ("ablation_pairs", "group_pairs"):
                 for pair in values:
-                    _known(f"pair in {name}:", pair, self.pairs)
+                    if pair not in self.pairs:
+                        raise ValueError(f"{name}: {pair!r} is not among pairs; where those are "
+                                         f"others, {name} should be, too, or null: all of them")  # fmt: skip
         for pair in self.pairs:
             parts = pair.split("-")
             if len(parts) != 2:

@@ -197,7 +197,8 @@ class Store:
         path = self.model_path(spec)
         if not path.exists():
             raise FileNotFoundError(
-                f"{path}: the model of {spec.title} is not there; run the spec first"
+                f"{path}: the network of {spec.title} is not there; to make it anew, remove "
+                f"{self.run_folder(spec)} and run the spec"
             )
         data, record = path.read_bytes(), self.get(spec)
         if record is None or files.sha256(data) != record.values.get("model_sha256"):

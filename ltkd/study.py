@@ -117,6 +117,7 @@ class Study:
             if not key.startswith("_") and key not in machinery
             and not isinstance(value, _CODE) and (key in now or not now)
         }  # fmt: skip
+        check(StudyParameters, given, "parameters cell")  # before a name could be taken for ours
         return cls(source="parameters cell", **given)
 
     # ---- which runs
@@ -153,7 +154,8 @@ class Study:
         """Where a run has its teacher's answers from; side: of CAT-KD's pooled maps, else 0.
 
         live where no table can hold them, where it would be larger than ``table_gb``, and where
-        only one method reads it (CAT-KD) in too few epochs to come upon a view again.
+        only one method reads it (CAT-KD) in too few epochs to come upon a view again. Only what a
+        run itself is decides: with more seeds the finished ones stay what they are.
         """
         p = self.parameters
         if p.teacher_source == "live" or live_teacher(method, p.dataset, p.images):
@@ -162,7 +164,7 @@ class Study:
             size = self.size(gamma)
         except DataError:  # of files that are not there; nothing is trained then
             return "table"
-        if side and (p.epochs or RECIPES[p.dataset].epochs) * len(p.seeds) < size.views:
+        if side and (p.epochs or RECIPES[p.dataset].epochs) < size.views:
             return "live"
         whole = size.views * sum(size.counts) * table_row(len(size.counts), side).itemsize
         return "table" if whole <= 1e9 * p.table_gb else "live"
@@ -182,8 +184,8 @@ class Study:
             "ablations": p.ablation_pairs,
             "sweep": p.ablation_pairs,
             "group_count": p.group_pairs,
-        }
-        chosen = some.get(part) or p.pairs
+        }.get(part)
+        chosen = p.pairs if some is None else some
         pairs = [pair for pair in self.pairs if "-".join(pair) in chosen]
         places = product(p.gammas, pairs, p.seeds)
         grid = [Place(pair, gamma, seed) for gamma, pair, seed in places]
@@ -223,6 +225,7 @@ class Study:
             for gamma in {spec.gamma for spec in wanted}:
                 self.data(gamma)  # absent data is said now, before any process starts
         out = pool.make(wanted, self.store, device=p.device, data_root=p.data_root, **options)
+        self._part_from_other_teachers(out)
         self._used |= out.records
         for spec in wanted:
             reason = out.failed.get(pool.identity(spec))
@@ -233,7 +236,28 @@ class Study:
                 self._failed[pool.identity(spec)] = {
                     "run": pool.identity(spec), "method": spec.method, "pair": spec.pair,
                     "seed": str(spec.seed), "reason": reason}  # fmt: skip
+            elif record:  # at a second try
+                self._failed.pop(pool.identity(spec), None)
         return out
+
+    @staticmethod
+    def _part_from_other_teachers(out: pool.Outcome) -> None:
+        """Counts students as failed that do not compare with the teacher that is there now."""
+        known = {None} | {record.values.get("model_sha256") for record in out.records.values()
+                          if record.spec.method == "teacher"}  # fmt: skip
+        for name, student in list(out.records.items()):
+            its, spec = student.values["teacher_sha256"], student.spec
+            if its in known:
+                continue
+            teacher = out.records.get(pool.identity(spec.teacher_spec))
+            if teacher and not teacher.diverged:
+                there = teacher.values["model_sha256"][:12]
+                del out.records[name]
+                out.failed[name] = (
+                    f"{spec.title}: made from another teacher (sha256 {its[:12]}) than the one "
+                    f"that is there ({there}): put that one back, or remove runs/{name} to make "
+                    "the run anew"
+                )
 
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
@@ -400,7 +424,8 @@ class Study:
         p = self.parameters
         fields = ("lr", "batch", "clip_norm", "groups", "alpha", "beta", "method_args")
         changed = any(getattr(p, k) != StudyParameters.model_fields[k].default for k in fields)
-        own = p.schedule == "steps" and (changed or p.temperature not in (None, 4.0))
+        theirs = (None,) if p.dataset == "imagenet" else (None, 4.0)
+        own = p.schedule == "steps" and (changed or p.temperature not in theirs)
         size, standard = p.images and p.images.size, {"tiny_imagenet": 64, "imagenet": 224}
         small = f"{size} pixels" if size and size != standard.get(p.dataset, size) else ""
         held = "held-out images" if p.holdout else ""
@@ -425,10 +450,22 @@ class Study:
         record = self.store.get(self._spec(self._first(pair), "kd").teacher_spec)
         return record is not None and not record.diverged
 
+    @property
+    def teachers(self) -> list[Pair]:
+        """A pair for each teacher that is trained on the first gamma."""
+        own = {pair.teacher: pair for pair in self.pairs}
+        return [pair for pair in own.values() if self.has_teacher(pair)]
+
     def teacher(self, pair: Pair | None = None) -> tuple[nn.Module, dict[str, Any]]:
-        """The pair's trained teacher on the first gamma, in evaluation mode, and its record."""
-        spec = self._spec(self._first(pair), "kd").teacher_spec
-        record = self.make([spec], quiet=True).records[pool.identity(spec)]
+        """The pair's trained teacher on the first gamma, in evaluation mode, and its record.
+
+        None: of the first pair that has one. Raises RuntimeError with the reason where it diverged
+        or failed.
+        """
+        spec = self._spec(self._first(pair or next(iter(self.teachers), None)), "kd").teacher_spec
+        record = self.make([spec], quiet=True).records.get(pool.identity(spec))
+        if record is None or record.diverged:
+            raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")
         return self.store.load_model(spec), record.values
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class AtOnce:
 
     def submit(self, work, spec, *_):
         values = self.values | {"run": identity(spec), "spec": spec.model_dump()}
+        values["teacher_sha256"] = files.sha256(self.model) if spec.teacher else None
         self.store.put(spec, values, {"predictions.npy": self.predictions}, self.model)
         done = Future()
         done.set_result(None)

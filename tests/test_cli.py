@@ -14,6 +14,7 @@ import pytest
 
 from ltkd import Study, cli, load_model, params
 from ltkd.files import sealed, unsealed
+from ltkd.methods import METHODS
 from ltkd.report import tables
 
 SPEC = """dataset: digits
@@ -107,7 +108,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
         ),
         (
             ["run", "params/quick.yaml", "-p", "group_pairs", "[vgg13-vgg8]"],
-            "unknown pair in group_pairs: 'vgg13-vgg8'",
+            "group_pairs: 'vgg13-vgg8' is not among pairs; where those are others, group_pairs "
+            "should be, too, or null: all of them",
         ),
         (["run", "params/quick.yaml", "-p", "seeds"], "expected 2 arguments"),
         (["data", "check", "cifar100", "--root", "nowhere"], "ltkd data prepare cifar100"),
@@ -148,7 +150,29 @@ def test_status_and_methods(tmp_path, capsys):
     assert cli.main(["status", str(path), "--outputs", str(tmp_path)]) == 0
     assert "0 of 15 runs are there" in capsys.readouterr().out
     assert cli.main(["methods"]) == 0
-    assert "balanced_softmax_kd_adjusted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "balanced_softmax_kd_adjusted" in said
+    own = METHODS["dkd"].by_pair["vgg13-vgg8"]["beta"]  # a pair's own, below the method's
+    assert re.search(rf"^dkd .*beta=8.*\n( +\S+ .*\n)* +vgg13-vgg8 beta={own}$", said, re.M)
+
+
+def test_a_file_without_a_name_has_a_folder_of_its_own_name(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seeds: [0]\n")
+    assert cli.main(["status", str(path), "--outputs", str(tmp_path)]) == 0
+    assert f"runs are there, in {tmp_path}/mine" in capsys.readouterr().out
+    (tmp_path / "My file.yaml").write_text("seeds: [0]\n")
+    assert cli.main(["status", str(tmp_path / "My file.yaml"), "--outputs", str(tmp_path)]) == 2
+    assert "name = 'My file': string should match" in capsys.readouterr().err
+
+
+def test_without_notebooks_nothing_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "NOTEBOOKS", tmp_path / "site-packages/notebooks")
+    path = tmp_path / "study.yaml"
+    path.write_text("name: study\nseeds: [0]\n")
+    assert cli.main(["run", str(path), "--outputs", str(tmp_path / "o")]) == 2
+    assert "no notebooks; should be a checkout, installed with `pip" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_parameter_of_the_command_goes_over_the_files(tmp_path, capsys):
@@ -206,7 +230,7 @@ def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
     ):
         assert re.search(rf"^  {kind}, batch 32 +\d+\.\d ms a step", said, re.M), kind
     assert "Measured here, on c" in said
-    assert "7 runs are left" in said
+    assert "7 runs left" in said
     assert "2 side by side" in said
     assert not outputs.exists()
 
@@ -267,7 +291,10 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     assert len(list((tmp_path / "reproduced" / "tiny" / "runs").iterdir())) == 3
     monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
     assert cli.main(again) == 1
-    assert "expected 98.00 to 100.00: OUTSIDE" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "expected 98.00 to 100.00: OUTSIDE" in said
+    where = tmp_path / "reproduced" / "tiny"
+    assert f"2 of 2 runs made before this call; to make them anew, remove {where}" in said
     for made in (tmp_path / "reproduced/tiny/runs").glob("*/record.json"):
         values = unsealed(json.loads(made.read_text()))
         if values["spec"]["method"] == "kd":  # as one that came to no number
@@ -327,7 +354,9 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, c
         load_model(weights)
     (study.folder / "runs" / own["run"] / "model.safetensors").unlink()
     assert cli.main(again) == 1
-    assert "model.safetensors" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "model.safetensors" in said
+    assert said.endswith(f"remove {study.folder / 'runs' / own['run']} and run the spec\n")
 
 
 def test_data_check_digits(capsys):

@@ -75,7 +75,7 @@ def test_the_same_records_give_the_same_page(outputs):
     report.with_suffix(".manifest.json").unlink()
     command = [*LTKD, "run", "params/quick.yaml", "--outputs", str(outputs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert "101 runs, 1 reports made" in done.stdout
+    assert "101 runs, 1 report made" in done.stdout
     facts = re.compile(r'<dl class="facts wide">.*?</dl>|<span>seal .*?</span>', re.S)
     assert facts.sub("", report.read_text()) == facts.sub("", before)
 

@@ -365,7 +365,7 @@ def test_a_run_that_diverges_leaves_a_hole_that_everything_shows(tmp_path, forke
     said = capfd.readouterr()
     (reason,) = re.findall("failed: (kd .* seed 0: the loss is (?:nan|inf) in epoch .)", said.err)
     assert "Traceback" not in said.err
-    assert "4 runs, 1 reports made" in said.out
+    assert "4 runs, 1 report made" in said.out
     states = {}
     for path in tmp_path.glob("hole/runs/*/record.json"):
         values = json.loads(path.read_text())

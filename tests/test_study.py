@@ -1,5 +1,6 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltkd import Study, pool, run
+from ltkd import Study, files, pool, run
 from ltkd.cli import NOTEBOOKS
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
@@ -154,6 +155,9 @@ def test_from_notebook_takes_parameters_and_refuses_strangers():
     assert study.parameters.seeds == [4]
     with pytest.raises(ParameterError, match=r"seedz: unknown key\. Did you mean 'seeds'"):
         Study.from_notebook(cell | {"seedz": [1]})
+    for own in ("outputs", "source"):  # of Study itself, not of the schema
+        with pytest.raises(ParameterError, match=f"{own}: unknown key"):
+            Study.from_notebook(cell | {own: "x"})
 
 
 def test_a_page_that_runs_again_in_one_kernel_is_no_other_study():
@@ -205,6 +209,37 @@ def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, monkeypatch):
     assert len(study.missing("distillation")) == 3
     study.make()  # asked for by name they are
     assert len(tried) > 3
+    monkeypatch.undo()
+    study.make(jobs=2, quiet=True)  # this time they come to an end
+    assert len(study.results("distillation")) == 3
+    assert study.missing().empty
+
+
+def test_students_of_another_teacher_stand_beside_it_in_no_table(tmp_path, study):
+    shutil.copytree(study.folder, tmp_path / "small")
+    again = Study(outputs=tmp_path, name="small", **SMALL)
+    spec = next(spec for _, spec in again.specs("distillation") if spec.method == "kd")
+    path = again.store.run_folder(spec) / "record.json"
+    values = files.unsealed(json.loads(path.read_text()))
+    path.write_text(json.dumps(files.sealed(values | {"teacher_sha256": "f" * 64})))
+    left = again.results("distillation")
+    assert identity(spec) in set(study.results("distillation")["run"]) - set(left["run"])
+    assert len(left) == 5
+    (row,) = again.missing().to_dict("records")
+    there = study.results("distillation").set_index("method")["teacher_sha256"]["ltkd"].iloc[0]
+    assert row["run"] == identity(spec)
+    assert (
+        f"another teacher (sha256 {'f' * 12}) than the one that is there ({there})" in row["reason"]
+    )
+    assert f"remove runs/{identity(spec)} to make the run anew" in row["reason"]
+
+
+def test_a_teacher_that_diverged_leaves_a_hole_and_says_why(tmp_path):
+    study = Study(outputs=tmp_path, name="x", **SMALL, lr=1e4, schedule="steps")
+    assert study.results("teachers").empty
+    assert study.teachers == []
+    with pytest.raises(RuntimeError, match=r"teacher resnet8 gamma 20 seed 0: the loss is"):
+        study.teacher()
 
 
 def test_a_page_is_stale_when_curves_come(tmp_path, study):
@@ -278,12 +313,21 @@ def test_a_table_is_made_where_it_fits_and_pays():
         study = Study(**(SMALL | {"methods": ["kd", "catkd", "reviewkd"]} | given))
         return [spec.teacher_source for _, spec in study.specs("distillation")][:3]
 
-    assert sources(epochs=2) == ["table", "live", "live"]  # two seeds: 4 draws of 25 views
-    assert sources(epochs=13) == ["table", "table", "live"]
-    assert sources(epochs=13, teacher_source="live") == ["live"] * 3
+    assert sources(epochs=24) == ["table", "live", "live"]  # of 25 views
+    assert sources(epochs=24, seeds=list(range(9))) == ["table", "live", "live"]  # the same runs
+    assert sources(epochs=25) == ["table", "table", "live"]
+    assert sources(epochs=25, teacher_source="live") == ["live"] * 3
     # 390 images x 25 views x (10 logits or 10 x 4 values in fp16, and 4 bytes)
-    assert sources(epochs=13, table_gb=390 * 25 * 24 / 1e9) == ["table", "live", "live"]
-    assert sources(epochs=13, table_gb=390 * 25 * 23 / 1e9) == ["live"] * 3
+    assert sources(epochs=25, table_gb=390 * 25 * 24 / 1e9) == ["table", "live", "live"]
+    assert sources(epochs=25, table_gb=390 * 25 * 23 / 1e9) == ["live"] * 3
+
+
+def test_pairs_of_a_part_are_all_where_none_are_named_and_none_where_the_list_is_empty():
+    study = Study(**SMALL)
+    assert all(study.specs(part) for part in ("ablations", "group_count"))
+    none = Study(**SMALL, ablation_pairs=[], group_pairs=[], sweep={"ltkd": [{"alpha": 2.0}]})
+    assert not any(none.specs(part) for part in ("ablations", "group_count", "sweep"))
+    assert len(none.specs("distillation")) == len(study.specs("distillation"))
 
 
 def test_unknown_part():
@@ -298,6 +342,10 @@ def test_only_the_recipe_on_the_test_set_is_named_as_the_papers_schedule(tmp_pat
     assert named() == "steps"
     assert named(lr=0.1) == named(batch=16) == named(clip_norm=5) == "steps, own values"
     assert named(holdout=2) == "steps, held-out images"
+    assert named(temperature=4.0) == "steps"
+    theirs = {"dataset": "imagenet", "pairs": ["resnet34_imagenet-resnet18_imagenet"]}
+    assert named(**theirs) == "steps"
+    assert named(**theirs, temperature=4.0) == "steps, own values"  # KD, DKD and DIST have 1 there
     assert named(schedule="one_cycle", lr=0.1) == "one_cycle"
 
 

@@ -48,8 +48,9 @@ class LTKDLoss(nn.Module):
         t = self.temperature
         with full_precision(student_logits):
             z_s, z_t = logit_pair(student_logits, teacher_logits)
-            groups_s, within_s = group_log_probs(z_s, self.groups, self.n_groups, t)
-            groups_t, within_t = group_log_probs(z_t, self.groups, self.n_groups, t)
+            ids = self.groups.to(z_s.device)
+            groups_s, within_s = group_log_probs(z_s, ids, self.n_groups, t)
+            groups_t, within_t = group_log_probs(z_t, ids, self.n_groups, t)
             if self.rebalance:
                 groups_t = rebalance(groups_t, log_batch_mass(groups_t, self.process_group))
             cross = kl_terms(groups_t, groups_s).sum(1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import cores, data_root, locked, sha256, write_atomic
+from ..files import cores, data_root, locked, many, sha256, write_atomic
 from ..notebooks import execute_all
 from ..params import RECIPES
 from ..study import PARTS, Study
@@ -85,15 +85,12 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, {study.drawn}, {epochs} epochs, "
-        f"{_many(p.seeds, 'seed')}, {_many(p.methods, 'method')}. " + _beside(own)
+        f"{many(p.seeds, 'seed')}, {many(p.methods, 'method')}. " + _beside(own)
     )
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
     page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
-    page.write_studies_index(study.folder.parent)
-
-
-def _many(things: Sequence[Any], what: str) -> str:
-    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
+    with locked(study.folder.parent / "index.lock"):  # else one study could leave out another
+        page.write_studies_index(study.folder.parent)
 
 
 def _beside(own: Sequence[bool]) -> str:

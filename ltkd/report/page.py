@@ -230,6 +230,8 @@ def write_studies_index(outputs: Path) -> None:
     for index in sorted(outputs.glob("*/index.html")):
         soup: Any = BeautifulSoup(index.read_text(), "html.parser")
         h1, text = soup.find("h1"), soup.select_one(".headline p, main > p")
+        if not h1:  # no index of ours
+            continue
         states = [p["class"][-1] for p in soup.select("p.status")]
         done = states.count("done")
         note, link = f"{done} of {len(states)} notebooks", f"{index.parent.name}/index.html"

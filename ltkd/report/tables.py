@@ -246,15 +246,12 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
         "the folder's test images" if "folder" in set(runs["dataset"]) else "the balanced test set"
     )
     images = f"{held} training images a class, held out" if held else own
-    teachers = runs[runs["teacher"] != ""].groupby(["gamma", "teacher"])["teacher_sha256"]
-    mixed = " **A teacher was trained anew between these runs, and its rows do not compare.**"
     return Markdown(
         f"*Top-1 accuracy in percent on {images}, last epoch; head, medium and tail "
         f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
         f"{interval if counts.max() > 1 else 'one seed gives no interval'}. "
         "† The epoch is picked on the very images that test it, which leaks them: no result. "
         "(ours): a rival that the paper does not have.*"
-        f"{mixed if (teachers.nunique() > 1).any() else ''}"
     )
 
 

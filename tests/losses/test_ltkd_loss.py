@@ -6,6 +6,7 @@ import literal
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltkd.groups import class_groups
@@ -210,3 +211,12 @@ def test_work_is_flat_in_the_number_of_groups() -> None:
 
 def test_the_groups_are_the_constructors_alone() -> None:
     assert LTKDLoss([0, 0, 1, 2]).state_dict() == {}
+
+
+def test_the_logits_say_on_which_device_the_loss_is() -> None:
+    """Also where nobody moved the loss there; a fake GPU has shapes and devices, no numbers."""
+    loss = LTKDLoss([0, 0, 1, 1, 2, 2])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        student = torch.randn(4, 6, device="cuda", requires_grad=True)
+        value = loss(student, torch.randn(4, 6, device="cuda"))
+        assert (value.device.type, value.shape) == ("cuda", ())

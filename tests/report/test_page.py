@@ -356,6 +356,8 @@ def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cards = page.cards(tmp_path / "study", study(tmp_path, monkeypatch))
     page.write_index(tmp_path / "study", title="A & B", cards=cards)
     (tmp_path / "half").mkdir()  # a study without an index is none yet
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "index.html").write_text("<div id='root'></div>")  # nor is this one
     page.write_studies_index(tmp_path)
     soup = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
     (card,) = soup.select(".card")

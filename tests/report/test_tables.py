@@ -111,15 +111,6 @@ def test_seeds_that_are_all_equal_prove_nothing(value, claim):
     assert verdict(gap, claim, margin=1.0) == "not resolved"
 
 
-def test_a_note_tells_of_two_trainings_of_one_teacher():
-    frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]}, dataset="cifar100")
-    frame = frame.assign(gamma=100.0, teacher="vgg13", teacher_sha256="a")
-    assert "trained anew" not in tables.note(frame).data
-    of_two = frame.assign(teacher=["vgg13"] * 2 + ["resnet32x4"] * 2, teacher_sha256=list("aabb"))
-    assert "trained anew" not in tables.note(of_two).data
-    assert "trained anew" in tables.note(frame.assign(teacher_sha256=list("aaab"))).data
-
-
 def test_an_unknown_claim_is_refused():
     with pytest.raises(ValueError, match="allowed: higher, lower, equal"):
         verdict(Interval(1, 0, 2, 3), "better")
