@@ -30,7 +30,7 @@ from .params import (
     load_spec,
     nearest,
     parse_yaml,
-    read_yaml,
+    read_study,
 )
 from .params import StudyParameters as Parameters
 
@@ -207,13 +207,12 @@ def _notebooks(only: str | None) -> list[Path]:
 
 
 def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
-    values, source = read_yaml(given.parameters), str(given.parameters)
+    values, source = read_study(given.parameters), str(given.parameters)
     for key, text in given.p:
         if f"{source} ".count(f" -p {key} "):
             raise ParameterError(f"-p {key}: stands there twice; keep one")
         source += f" -p {key}"
         values[key] = parse_yaml(text, f"-p {key} {text!r}")
-    values.setdefault("name", given.parameters.stem)  # never another study's folder
     check(Parameters, values, source)
     from .study import Study
 
@@ -241,7 +240,7 @@ def _runs(study: "Study", names: Sequence[str], file: Path) -> list[RunSpec]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    notebooks = _notebooks(given.only)
+    notebooks = [] if given.run or given.dry_run else _notebooks(given.only)
     study, values = _study(given)
     chosen = _runs(study, given.run, given.parameters) if given.run else None
     if given.dry_run:
@@ -419,16 +418,18 @@ def _status(given: argparse.Namespace) -> int:
     from .runs import identity
 
     specs = study.runs()
-    missing = [spec for spec in specs if not study.store.get(spec)]
+    out = study.there(specs)
+    missing = [s for s in specs if identity(s) not in out.records and identity(s) not in out.failed]
     if given.ids:
         for spec in missing:
             print(identity(spec))
         return 0
-    there = len(specs) - len(missing)
-    print(f"{study.name}: {there} of {len(specs)} runs are there, in {study.folder}")
+    print(f"{study.name}: {len(out.records)} of {len(specs)} runs are there, in {study.folder}")
+    for reason in out.failed.values():
+        print(f"  {reason}")
     for spec in missing:
         print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
-    for path in _notebooks(None):
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         print(
             f"  {path.stem}: {'report is up to date' if fresh(study, path.stem) else 'to be made'}"
         )

@@ -99,14 +99,16 @@ def _drop_dead(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left below ``folder`` (half files, locks) and their temporary
-    folders. What belongs to a process that lives, here or elsewhere, stays."""
+    """Remove what killed processes left below ``folder`` (half files, locks), their temporary
+    folders, and their lock on the index beside it. What belongs to a process that lives, here or
+    elsewhere, stays."""
     for path in folder.rglob(".*.part"):
         of = re.search(r"\.(\d+)@(.+)\.\w+\.part$", path.name)
         if of and of[2] == platform.node() and not alive(int(of[1])):
             with suppress(OSError):
                 path.unlink()
-    for path in folder.rglob("*.lock"):  # to take a lock is to remove it, if its owner is dead
+    # To take a lock is to remove it, if its owner is dead.
+    for path in [*folder.rglob("*.lock"), *folder.parent.glob("index.lock")]:
         _drop_dead(path)
         with suppress(OSError), SoftFileLease(path, lease_duration=LEASE, timeout=0):
             pass

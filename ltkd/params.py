@@ -243,7 +243,7 @@ class RunSpec(_Strict):
 
     @model_validator(mode="after")
     def _coherent(self) -> RunSpec:
-        method = METHODS[self.method]
+        method, classes = METHODS[self.method], RECIPES[self.dataset].classes
         _known("network", self.student, NETWORKS)
         if method.loss and self.teacher is None:
             raise ValueError(
@@ -257,12 +257,9 @@ class RunSpec(_Strict):
                 )
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
-            most = RECIPES[self.dataset].classes or "the number of classes"
-            allowed = f"; should be from 1 to {most}, such as 3" * method.uses_groups
-            raise ValueError(
-                f"method {self.method!r} {word} groups (given: {self.groups}){allowed}"
-            )
-        classes = RECIPES[self.dataset].classes
+            most = f"; should be from 1 to {classes or 'the number of classes'}, such as 3"
+            raise ValueError(f"method {self.method!r} {word} groups (given: {self.groups})"
+                             f"{most * method.uses_groups}")  # fmt: skip
         if self.groups and classes and self.groups > classes:
             raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
         if self.batch % self.processes or self.batch < 2 * self.processes:
@@ -334,7 +331,8 @@ def gamma_text(gamma: float | None) -> str:
 
 # fmt: off
 class StudyParameters(_Strict):
-    """A study's parameter file. Every key has a default; the defaults are the quick study.
+    """A study's parameter file. Every key has a default; the defaults are the quick study, but for
+    a file's ``name``: its own (``read_study``).
 
     Descriptions are what the notebooks' parameters cell shows behind each key.
     """
@@ -392,8 +390,10 @@ class StudyParameters(_Strict):
             if name in ("ablation_pairs", "group_pairs"):
                 for pair in values:
                     if pair not in self.pairs:
-                        raise ValueError(f"{name}: {pair!r} is not among pairs; where those are "
-                                         f"others, {name} should be, too, or null: all of them")  # fmt: skip
+                        raise ValueError(
+                            f"{name}: {pair!r} is not among pairs.{nearest(pair, self.pairs)} "
+                            f"Where pairs are others, {name} should be, too, or null: all of them"
+                        )
         for pair in self.pairs:
             parts = pair.split("-")
             if len(parts) != 2:
@@ -518,9 +518,15 @@ def check(model: type[_Strict], values: dict[str, Any], source: str = "parameter
         raise ParameterError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
+def read_study(path: str | Path) -> dict[str, Any]:
+    """``read_yaml`` of a study; without a name it has the file's, never another study's folder."""
+    own = re.sub(r"[^a-z0-9]+", "_", Path(path).stem.lower()).strip("_")
+    return {"name": own[:64] or "study"} | read_yaml(path)
+
+
 def load_parameters(path: str | Path) -> StudyParameters:
     """A study's parameter file, checked whole."""
-    return check(StudyParameters, read_yaml(path), str(path))
+    return check(StudyParameters, read_study(path), str(path))
 
 
 def load_spec(path: str | Path, processes: int = 1) -> RunSpec:

@@ -227,7 +227,7 @@ class Study:
         out = pool.make(wanted, self.store, device=p.device, data_root=p.data_root, **options)
         self._part_from_other_teachers(out)
         self._used |= out.records
-        for spec in wanted:
+        for spec in pool.with_teachers(wanted):
             reason = out.failed.get(pool.identity(spec))
             record = out.records.get(pool.identity(spec))
             if record and record.diverged:
@@ -240,23 +240,32 @@ class Study:
                 self._failed.pop(pool.identity(spec), None)
         return out
 
+    def there(self, specs: Sequence[RunSpec]) -> pool.Outcome:
+        """``make`` without the making: what is there of the specs and their teachers."""
+        found = {pool.identity(spec): self.store.get(spec) for spec in pool.with_teachers(specs)}
+        out = pool.Outcome(records={name: one for name, one in found.items() if one})
+        self._part_from_other_teachers(out)
+        return out
+
     @staticmethod
     def _part_from_other_teachers(out: pool.Outcome) -> None:
         """Counts students as failed that do not compare with the teacher that is there now."""
+        # A teacher's identity takes longer than this: where all is well, none is worked out.
         known = {None} | {record.values.get("model_sha256") for record in out.records.values()
                           if record.spec.method == "teacher"}  # fmt: skip
         for name, student in list(out.records.items()):
             its, spec = student.values["teacher_sha256"], student.spec
             if its in known:
                 continue
-            teacher = out.records.get(pool.identity(spec.teacher_spec))
+            own = pool.identity(spec.teacher_spec)
+            teacher = out.records.get(own)
             if teacher and not teacher.diverged:
-                there = teacher.values["model_sha256"][:12]
+                now = teacher.values["model_sha256"]
                 del out.records[name]
                 out.failed[name] = (
                     f"{spec.title}: made from another teacher (sha256 {its[:12]}) than the one "
-                    f"that is there ({there}): put that one back, or remove runs/{name} to make "
-                    "the run anew"
+                    f"that is there ({now[:12]}): put runs/{own} and teachers/{own}.safetensors "
+                    f"of that one back, or remove runs/{name} to make the run anew"
                 )
 
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
@@ -291,7 +300,8 @@ class Study:
     def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
         """A method's runs in the table of methods, and ``results`` of those that are there."""
         specs = [spec for _, spec in self._items("distillation") if spec.method == method]
-        found = [record for spec in specs if (record := self.store.get(spec))]
+        records = self.there(specs).records
+        found = [records[name] for spec in specs if (name := pool.identity(spec)) in records]
         return specs, pd.DataFrame([self._row("", one) for one in found if not one.diverged])
 
     def _row(self, variant: str, record: RunRecord) -> dict[str, Any]:
@@ -450,19 +460,24 @@ class Study:
         record = self.store.get(self._spec(self._first(pair), "kd").teacher_spec)
         return record is not None and not record.diverged
 
-    @property
     def teachers(self) -> list[Pair]:
-        """A pair for each teacher that is trained on the first gamma."""
-        own = {pair.teacher: pair for pair in self.pairs}
-        return [pair for pair in own.values() if self.has_teacher(pair)]
+        """A pair for each teacher on the first gamma: made where missing, left out where it failed.
+
+        Raises RuntimeError with the reason where that leaves none.
+        """
+        own = {pair.teacher: pair for pair in self.pairs}.values()
+        specs = [self._spec(self._first(pair), "kd").teacher_spec for pair in own]
+        self.make([s for s in specs if pool.identity(s) not in self._failed], quiet=True)
+        if found := [pair for pair in own if self.has_teacher(pair)]:
+            return found
+        raise RuntimeError("; ".join(self.missing("teachers")["reason"]))
 
     def teacher(self, pair: Pair | None = None) -> tuple[nn.Module, dict[str, Any]]:
         """The pair's trained teacher on the first gamma, in evaluation mode, and its record.
 
-        None: of the first pair that has one. Raises RuntimeError with the reason where it diverged
-        or failed.
+        Raises RuntimeError with the reason where it diverged or failed.
         """
-        spec = self._spec(self._first(pair or next(iter(self.teachers), None)), "kd").teacher_spec
+        spec = self._spec(self._first(pair), "kd").teacher_spec
         record = self.make([spec], quiet=True).records.get(pool.identity(spec))
         if record is None or record.diverged:
             raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")

@@ -228,18 +228,21 @@ def test_students_of_another_teacher_stand_beside_it_in_no_table(tmp_path, study
     (row,) = again.missing().to_dict("records")
     there = study.results("distillation").set_index("method")["teacher_sha256"]["ltkd"].iloc[0]
     assert row["run"] == identity(spec)
-    assert (
-        f"another teacher (sha256 {'f' * 12}) than the one that is there ({there})" in row["reason"]
-    )
-    assert f"remove runs/{identity(spec)} to make the run anew" in row["reason"]
+    teacher = identity(spec.teacher_spec)
+    for text in (f"another teacher (sha256 {'f' * 12}) than the one that is there ({there})",
+                 f"put runs/{teacher} and teachers/{teacher}.safetensors of that one back",
+                 f"remove runs/{identity(spec)} to make the run anew"):  # fmt: skip
+        assert text in row["reason"]
+    assert len(again.row_of("kd")[1]) == 1
+    assert list(again.there(again.runs()).failed) == [identity(spec)]
 
 
 def test_a_teacher_that_diverged_leaves_a_hole_and_says_why(tmp_path):
     study = Study(outputs=tmp_path, name="x", **SMALL, lr=1e4, schedule="steps")
     assert study.results("teachers").empty
-    assert study.teachers == []
-    with pytest.raises(RuntimeError, match=r"teacher resnet8 gamma 20 seed 0: the loss is"):
-        study.teacher()
+    for ask in (study.teacher, study.teachers):
+        with pytest.raises(RuntimeError, match=r"the loss is"):
+            ask()
 
 
 def test_a_page_is_stale_when_curves_come(tmp_path, study):

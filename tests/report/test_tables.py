@@ -14,7 +14,7 @@ def runs(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
     """A row a method and seed; all metrics hold the same value."""
     rows = [
         {"method": m, "seed": s, "ours": False, "variant": "", "run": f"{m}{s}", "holdout": 0,
-         "gamma": 20.0, "teacher": "", "teacher_sha256": ""}
+         "gamma": 20.0, "teacher": ""}
         | dict.fromkeys((*tables.METRICS, "best_all"), v) | columns
         for m, series in values.items() for s, v in enumerate(series)
     ]  # fmt: skip
