@@ -19,6 +19,7 @@ from ltkd.report import claims, paper, tables
 from ltkd.study import network_label
 
 ROOT = Path(__file__).parent.parent
+FIRST = "cifar100_lt_short"
 BIASED, SHARP = "LTKD, rebalance 0", "LTKD, temperature 2"
 DKD, DIST, CATKD = "DKD, beta 2", "DIST, temperature 2", "CAT-KD, beta 1.5"
 REVIEWKD = "ReviewKD, warmup 0"
@@ -45,7 +46,7 @@ STEPS = (
 )  # fmt: skip
 
 
-def frames(part="distillation", study="cifar100_lt_short", curves="03_distillation.frontier-*.csv"):
+def frames(part="distillation", study=FIRST, curves="03_distillation.frontier-*.csv"):
     folder = ROOT / "outputs" / study
     runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
     (path,) = folder.glob(f"reports/{curves}")
@@ -107,14 +108,14 @@ FULL = {  # pair -> its methods at the paper's schedule, in a table's order
 }
 
 
-def full(pair=RESNET, study="cifar100_lt", epochs=240):
-    """The records of one pair (of the paper's schedule), its teacher's too, whether or not all
+def full(pair=RESNET):
+    """The records of one pair at the paper's schedule, its teacher's too, whether or not all
     seeds are there: a frame of the runs, one of their curves."""
     runs, adjusted = [], []
-    for path in sorted((ROOT / "outputs" / study / "runs").glob("*/record.json")):
+    for path in sorted((ROOT / "outputs/cifar100_lt/runs").glob("*/record.json")):
         values = json.loads(path.read_text())
         spec, total = values["spec"], np.array(values["data"]["test_counts"])
-        assert spec["epochs"] == epochs
+        assert spec["epochs"] == 240
         if spec["student"] not in pair:
             continue
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
@@ -184,10 +185,10 @@ def students(runs, adjusted):
     return tables.joined(runs[runs["method"] != "teacher"], adjusted)
 
 
-def step_row(whole, better, worse, about=""):
-    gaps = tables.paired(whole, worse)
-    found = [tables.interval_of(gaps, method=better, metric=m) for m in tables.METRICS]
-    names = (tables.marked(tables.LABELS[name]) for name in (better, worse))
+def step_row(whole, better, worse, about="", by="method"):
+    gaps = tables.paired(whole, worse, by)
+    found = [tables.interval_of(gaps, metric=m, **{by: better}) for m in tables.METRICS]
+    names = (tables.marked(tables.LABELS.get(name, name)) for name in (better, worse))
     cells = " | ".join(one.difference() for one in found)
     return f"| {' − '.join(names)} |{about} {cells} | {found[0].n} |"
 
@@ -276,34 +277,39 @@ def claim_rows():
 
 SECOND = "cifar100_lt_split1"  # the same as at thirty epochs, of another draw of training images
 SPLIT_STEPS = (
-    ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"), ("kd_ce1_removed", "ltkd"),
-    ("kd_ce1_removed", "balanced_softmax"), ("ltkd_removed", "kd_ce1_removed"),
+    ("LTKD", "KD, weights 1 and 1"), ("LTKD", "Balanced softmax"),
+    ("KD, weights 1 and 1, prior removed", "LTKD"),
+    ("KD, weights 1 and 1, prior removed", "Balanced softmax"),
+    ("LTKD, prior removed", "KD, weights 1 and 1, prior removed"),
+    (SHARP, "LTKD"), (SHARP, "Balanced softmax"), ("KD, weights 1 and 1, prior removed", SHARP),
 )  # fmt: skip
 
 
 def both_splits():
-    return {"first": students(*frames()), "second": students(*full(VGG, SECOND, 30))}
+    return {"first": by_name(), "second": by_name(SECOND)}
 
 
 def split_accuracy_rows():
     splits = both_splits()
-    for method in ("kd_ce1", "kd_ce1_removed", "ltkd", "ltkd_removed", "balanced_softmax"):
-        for name, runs in splits.items():
-            part = runs[runs["method"] == method]
-            cells = " | ".join(tables.t_interval(part[m]).plus_minus() for m in tables.METRICS)
-            own = f"{tables.marked(tables.LABELS[method])} | {name}"
-            yield f"| {own} | {cells.replace(' (3)', '')} |"
+    for method in ("KD, weights 1 and 1", "LTKD", SHARP, "Balanced softmax"):
+        for name in (method, f"{method}, prior removed"):
+            for split, runs in splits.items():
+                part = runs[runs["name"] == name]
+                if len(part):  # balanced softmax is as trained with the prior removed
+                    cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+                    text = " | ".join(cells).replace(" (3)", "")
+                    yield f"| {tables.marked(name)} | {split} | {text} |"
 
 
 def split_rows():
     """Differences on each split, and second less first of runs that begin from the same weights."""
-    splits, by, metrics = both_splits(), ["method", "seed"], list(tables.METRICS)
+    splits, by, metrics = both_splits(), ["name", "seed"], list(tables.METRICS)
     first, second = (runs.set_index(by)[metrics] for runs in splits.values())
     moved = (second - first).dropna().reset_index()
     splits["second − first"] = splits["second"].drop(columns=metrics).merge(moved, on=by)
     for better, worse in SPLIT_STEPS:
-        for name, runs in splits.items():
-            yield step_row(runs, better, worse, f" {name} |")
+        for split, runs in splits.items():
+            yield step_row(runs, better, worse, f" {split} |", "name")
 
 
 def curves():
@@ -311,10 +317,10 @@ def curves():
     for schedule, pair, adjusted in (
         ("240 epochs", RESNET, full()[1]),
         ("240 epochs, VGG8", VGG, full(VGG)[1]),
-        ("30 epochs", RESNET, frames()[1]),
-        ("30 epochs, second split", RESNET, full(VGG, SECOND, 30)[1]),
+        ("30 epochs", RESNET, with_settings()),
+        ("30 epochs, second split", RESNET, with_settings(SECOND)),
     ):
-        yield schedule, adjusted[adjusted["method"].isin(FULL[pair])]
+        yield schedule, adjusted[adjusted["method"].isin((*FULL[pair], SHARP))]
 
 
 def height_of_each_rows():
@@ -323,7 +329,8 @@ def height_of_each_rows():
         for reference in ("kd_ce1", "ltkd"):
             gaps = tables.at_equal_head(adjusted, reference)
             for method, part in gaps.groupby("method", sort=False):
-                name, than = (tables.marked(METHODS[m].label) for m in (method, reference))
+                names = (tables.LABELS.get(m, m) for m in (method, reference))
+                name, than = map(tables.marked, names)
                 if (n := part["n"].iloc[0]) > 1:
                     yield f"| {schedule} | {name} − {than} | {gap_cells(part)} | {n} |"
 
@@ -334,12 +341,14 @@ def curve_at(head, part):
     return np.array([np.interp(head, curve.index, curve[m], np.nan, np.nan) for m in curve])
 
 
-def ltkd_and_kd_rows(text, gap):
+def ltkd_and_kd_rows(text, gap, ltkd="ltkd"):
     """Of each schedule ``gap`` (of a seed's curves of LTKD and of KD with weights 1 and 1) over
     the seeds whose curves reach so far; ``text`` says what it is, {} being that KD."""
     for schedule, adjusted in curves():
+        if ltkd not in set(adjusted["method"]):
+            continue
         gaps = [
-            gap(*(seed[seed["method"] == name] for name in ("ltkd", "kd_ce1")))
+            gap(*(seed[seed["method"] == name] for name in (ltkd, "kd_ce1")))
             for _, seed in adjusted.groupby("seed")
         ]
         reached = [one for one in gaps if not np.isnan(one).any()]
@@ -368,6 +377,7 @@ def own_head_rows():
         return curve_at(own["head"], kd) - [own[m] for m in ("all", "medium", "tail")]
 
     yield from ltkd_and_kd_rows("{} − LTKD, at LTKD's as trained", ahead)
+    yield from ltkd_and_kd_rows(f"{{}} − {SHARP}, at the latter's as trained", ahead, SHARP)
 
 
 def chosen_rows():
@@ -395,10 +405,16 @@ def part_rows():
             yield f"| {name} | {text} |"
 
 
-def of_three_seeds():
-    """The curves of the thirty-epoch study's settings, where no seed's network is missing."""
-    adjusted = frames("sweep", curves=SETTINGS)[1]
+def of_three_seeds(study=FIRST):
+    """The curves of a study's settings at thirty epochs, where no seed's network is missing."""
+    adjusted = frames("sweep", study, SETTINGS)[1]
     return adjusted[adjusted.groupby("variant")["seed"].transform("nunique") == 3]
+
+
+def with_settings(study=FIRST):
+    """The curves of a study's methods and settings, a setting being a method of its own."""
+    own = of_three_seeds(study)
+    return pd.concat([frames(study=study)[1], own.assign(method=own["variant"])])
 
 
 def setting_removed_rows():
@@ -407,23 +423,25 @@ def setting_removed_rows():
 
 
 def setting_height_rows():
-    """The same curves read at the head accuracy of KD with weights 1 and 1, prior removed."""
-    own = of_three_seeds()
-    both = pd.concat([frames()[1], own.assign(method=own["variant"])])
-    gaps = tables.at_equal_head(both)
-    for name, part in gaps[gaps["method"].isin(own["variant"])].groupby("method", sort=False):
+    """Curves read at the head accuracy of KD with weights 1 and 1, prior removed."""
+    gaps, own = tables.at_equal_head(with_settings()), of_three_seeds()["variant"]
+    for name, part in gaps[gaps["method"].isin(own)].groupby("method", sort=False):
         yield f"| {tables.marked(name)} | {gap_cells(part)} |"
+
+
+def by_name(study=FIRST):
+    """The methods, cells of the ablation and settings of a study in one frame, by their names."""
+    whole, removed = students(*frames(study=study)), tables.prior_removed(of_three_seeds(study))
+    cells = pd.concat([frames(part, study)[0] for part in ("ablations", "sweep")])
+    return pd.concat([
+        cells.assign(name=cells["variant"]), whole.assign(name=whole["label"]),
+        removed.assign(name=removed["variant"] + tables.REMOVED),
+    ])  # fmt: skip
 
 
 def step_rows():
     """Differences between cells of the ablation, settings and methods, paired by seed."""
-    runs, adjusted = frames()
-    whole, removed = tables.joined(runs, adjusted), tables.prior_removed(of_three_seeds())
-    cells = pd.concat([frames(part)[0] for part in ("ablations", "sweep")])
-    runs = pd.concat([
-        cells.assign(name=cells["variant"]), whole.assign(name=whole["label"]),
-        removed.assign(name=removed["variant"] + tables.REMOVED),
-    ])  # fmt: skip
+    runs = by_name()
     for better, worse in STEPS:
         gaps = tables.paired(runs, worse, "name")
         found = [tables.interval_of(gaps, name=better, metric=m).difference()
@@ -439,7 +457,7 @@ FEWER = {
     vgg_removed_rows: 17,
     rival_rows: 3 * len(RIVALS),
     tilt_rows: 4,
-    own_head_rows: 4,
+    own_head_rows: 4 + 2,
 }
 
 
