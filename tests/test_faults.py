@@ -125,6 +125,16 @@ def test_the_lock_of_a_process_that_is_not_reaped_yet_is_taken_at_once(tmp_path)
         assert path.exists()  # its owner may be about to write its name
 
 
+def test_sweep_frees_the_index_beside_the_study(tmp_path):
+    path = tmp_path / "index.lock"
+    with holder(path, 60, "") as process:
+        process.kill()
+        process.wait()
+        assert path.exists()
+        sweep(tmp_path / "study")
+    assert not path.exists()
+
+
 def test_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()

@@ -270,6 +270,17 @@ def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, mo
     assert seen == {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
 
 
+def test_one_study_at_a_time_writes_the_index_of_all(tmp_path, study, monkeypatch):
+    held, lock = [], tmp_path / "index.lock"
+    monkeypatch.setattr(build, "execute_all", lambda *_, **__: [])
+    monkeypatch.setattr(build.page, "write_studies_index", lambda _: held.append(lock.exists()))
+    shutil.copytree(study.folder, tmp_path / "small")
+    again = Study(outputs=tmp_path, name="small", **SMALL)
+    build.build(again, sorted(NOTEBOOKS.glob("*.ipynb")), {})
+    assert held == [True]
+    assert not lock.exists()
+
+
 def test_another_split_is_said_on_the_pages(tmp_path):
     first, second = (Study(outputs=tmp_path, split_seed=seed, **SMALL) for seed in (0, 3))
     assert first.drawn == "imbalance factor 20"
