@@ -185,18 +185,19 @@ def students(runs, adjusted):
     return tables.joined(runs[runs["method"] != "teacher"], adjusted)
 
 
-def step_row(whole, better, worse, about="", by="method"):
+def step(whole, better, worse, by="method", metrics=tables.METRICS):
+    """A difference's name, its cells, and how many seeds stand behind them."""
     gaps = tables.paired(whole, worse, by)
-    found = [tables.interval_of(gaps, metric=m, **{by: better}) for m in tables.METRICS]
+    found = [tables.interval_of(gaps, metric=m, **{by: better}) for m in metrics]
     names = (tables.marked(tables.LABELS.get(name, name)) for name in (better, worse))
-    cells = " | ".join(one.difference() for one in found)
-    return f"| {' − '.join(names)} |{about} {cells} | {found[0].n} |"
+    return " − ".join(names), " | ".join(one.difference() for one in found), found[0].n
 
 
 def full_difference_rows(pair=RESNET):
     whole = students(*full(pair))
     for better, worse in FULL_STEPS[pair]:
-        yield step_row(whole, better, worse)
+        name, cells, n = step(whole, better, worse)
+        yield f"| {name} | {cells} | {n} |"
 
 
 RIVALS = (
@@ -309,7 +310,8 @@ def split_rows():
     splits["second − first"] = splits["second"].drop(columns=metrics).merge(moved, on=by)
     for better, worse in SPLIT_STEPS:
         for split, runs in splits.items():
-            yield step_row(runs, better, worse, f" {split} |", "name")
+            name, cells, n = step(runs, better, worse, "name")
+            yield f"| {name} | {split} | {cells} | {n} |"
 
 
 def curves():
@@ -443,11 +445,8 @@ def step_rows():
     """Differences between cells of the ablation, settings and methods, paired by seed."""
     runs = by_name()
     for better, worse in STEPS:
-        gaps = tables.paired(runs, worse, "name")
-        found = [tables.interval_of(gaps, name=better, metric=m).difference()
-                 for m in ("all", "head", "tail")]  # fmt: skip
-        names = (tables.marked(tables.LABELS.get(name, name)) for name in (better, worse))
-        yield f"| {' − '.join(names)} | {' | '.join(found)} |"
+        name, cells, _ = step(runs, better, worse, "name", ("all", "head", "tail"))
+        yield f"| {name} | {cells} |"
 
 
 FEWER = {
