@@ -27,7 +27,8 @@ TAUS = tuple(k / 4 for k in range(9))  # 0 to 2
 def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1.0) -> Tensor:
     """logits [B, C] - tau log pi, with pi = counts / sum(counts) of the training images [C].
 
-    tau  0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
+    tau      0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
+    returns  [B, C], at least float32: in half precision scores would tie, and a tie is the head's
     Raises ValueError where counts are not whole numbers, one a class, tau is not finite, or a class
     has no image: its prior has no logarithm.
     """
@@ -40,8 +41,8 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
         empty = (counts < 1).nonzero().flatten().tolist()
         raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
     prior = (counts.double() / counts.sum()).log().to(logits.device)
-    dtype = logits.dtype if logits.is_floating_point() else torch.get_default_dtype()
-    return logits - (tau * prior).to(dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype) - (tau * prior).to(dtype)
 
 
 def has_curve(store: Store, record: RunRecord) -> bool:

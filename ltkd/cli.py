@@ -1,7 +1,8 @@
-"""The command line: ltkd run | train | reproduce | data | status | methods.
+"""The command line: ltkd run | train | reproduce | card | data | status | methods.
 
-Exit codes: 0 all is done; 1 a run or a notebook failed; 2 a wrong parameter, or data is missing;
-75 the budget ended first; 130 or 143 interrupted. After 75, 130 and 143 the same command goes on.
+Exit codes: 0 all is done; 1 a run or a notebook failed, results cannot be written, or `reproduce`
+found others; 2 a wrong parameter, or data is missing; 75 the budget ended first; 130 or 143
+interrupted. After 75, 130 and 143 the same command goes on.
 """
 
 import argparse
@@ -155,7 +156,9 @@ def _arguments() -> argparse.ArgumentParser:
     data = add("data", "get or check a data set", _data)
     data.add_argument("action", choices=("prepare", "check"))
     data.add_argument("set", type=_set, help=f"{', '.join(SETS)}, or a parameter file")
-    data.add_argument("--root", type=Path, help="data root (else LTKD_DATA, else data/)")
+    data.add_argument(
+        "--data-root", type=Path, help="root of the data (else LTKD_DATA, else data/)"
+    )
     status = add("status", "what of a study is there, in flight and left", _status)
     status.add_argument("parameters", type=Path)
     status.add_argument(
@@ -391,7 +394,7 @@ def _data(given: argparse.Namespace) -> int:
     from .data.sources import prepare, source
     from .files import data_root
 
-    name, images, root = given.set, None, given.root
+    name, images, root = given.set, None, given.data_root
     if name not in SETS:
         study = load_parameters(name)
         name, images, root = study.dataset, study.images, root or study.data_root

@@ -36,11 +36,12 @@ def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
     room = spec.batch if device.type == "cuda" else max(2, CPU_PIXELS // about.pixels**2)
     spec = spec.model_copy(update={"batch": min(spec.batch, room)})
     n, classes = max(spec.batch, BLOCK if _table(spec) else 0), len(about.counts)
-    images = torch.randint(256, (n, 3, about.pixels, about.pixels), dtype=torch.uint8)
+    tests = EVAL_BATCH if device.type == "cuda" else min(room, EVAL_BATCH)
+    images = torch.randint(256, (max(n, tests), 3, about.pixels, about.pixels), dtype=torch.uint8)
     labels = torch.arange(n) % classes
     data = replace(
         load("digits", 1.0), counts=torch.tensor(about.counts), class_names=[""] * classes,
-        train_images=images, train_labels=labels, test_images=images[: min(room, EVAL_BATCH)],
+        train_images=images[:n], train_labels=labels, test_images=images[:tests],
         test_labels=labels, views=Views(about.pixels // 8, flip=True))  # fmt: skip
     feed, model, teacher = Feed(data, device), None, None
     if spec.teacher:
@@ -127,23 +128,23 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     costs: dict[Any, tuple[float, float]] = {}
     fills: dict[Any, float] = {}
     seconds = dict.fromkeys(specs, 0.0)
-    tables: dict[Any, list[Any]] = {}
-    draws = set()
+    tables: dict[Any, tuple[str, Size, int]] = {}
     for name, spec in left.items():
         size, kind, table = study.size(spec.gamma), _kind(spec), _table(spec)
         if kind not in costs:
             costs[kind] = image_costs(stand_in(spec, size, device))
-        now = pool._read_progress(study.store, spec) or {"epoch": 0}
+        now = pool._read_progress(study.store, spec)
+        if not now or not pool.has_checkpoint(study.store, spec):
+            now = {"epoch": 0}
         steps = sum(size.counts) // spec.batch * (spec.epochs - now["epoch"])
         tests = size.tests * -(-(spec.epochs - now["epoch"]) // spec.eval_every)
         seconds[name] = steps * spec.batch * costs[kind][0] + tests * costs[kind][1]
-        if table and (*table, spec.seed) not in draws:
-            draws.add((*table, spec.seed))
+        if table and table not in tables:
             who = f"{spec.teacher}, {table[1]}"
             if who not in fills:
                 fills[who] = fill_cost(stand_in(spec, size, device))
             row = table_row(len(size.counts), int(spec.method_args.get("pool", 0)))
-            tables.setdefault(table, [who, size, row.itemsize, 0])[3] += spec.epochs
+            tables[table] = who, size, row.itemsize
     got = (time.process_time() - busy) / (time.perf_counter() - wall)
 
     line = "  {:40} {:24} {:>12} {:>10} {:>6} {:>6}  {}".format
@@ -173,8 +174,11 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     for who, fill in fills.items():
         yield f"  {who:60} {1e3 * fill:10.2f} ms an image"
     filled, disk = 0.0, 0.0
-    for place, (who, size, row_bytes, epochs) in tables.items():
-        # Each epoch of each seed draws one view of every image, whether it was drawn before or not.
+    draws = {(_table(spec), spec.seed): spec.epochs for spec in specs.values()}
+    for place, (who, size, row_bytes) in tables.items():
+        # Each epoch of each seed draws one view of every image, whether it was drawn before or not;
+        # what finished seeds drew is among the rows that are there.
+        epochs = sum(n for (table, _), n in draws.items() if table == place)
         rows = sum(size.counts) * size.views * (1 - (1 - 1 / size.views) ** epochs)
         rows = max(0.0, rows - _filled(study, place))
         filled += rows * fills[who]

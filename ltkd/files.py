@@ -46,7 +46,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def set_aside(path: Path, why: object) -> None:
     """Keep a damaged file under a name that says so, out of the way of the one made anew."""
     aside = path.with_name(f"{path.name}.damaged")
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:  # another process saw it, too
+        return
     print(f"{path}: damaged ({why}); kept as {aside.name}, made anew", file=sys.stderr, flush=True)
 
 

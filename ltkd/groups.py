@@ -1,6 +1,7 @@
 """Class groups, head first, from the number of training images of each class."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
     Sizes differ by at most one: 100 classes in 3 groups are 33, 34 and 33.
     """
     counts = whole_numbers("counts", counts).cpu()
-    c, n = len(counts), n_groups
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= c:
-        raise ValueError(f"n_groups is {n!r}; it must be a whole number from 1 to the {c} classes")
+    c = len(counts)
+    if not isinstance(n_groups, Integral) or isinstance(n_groups, bool) or not 1 <= n_groups <= c:
+        raise ValueError(
+            f"n_groups is {n_groups!r}; it must be a whole number from 1 to the {c} classes"
+        )
+    n = int(n_groups)
     starts = torch.tensor([(2 * k * c + n) // (2 * n) for k in range(1, n)], dtype=torch.int64)
     by_rank = torch.bucketize(torch.arange(c), starts, right=True)
     return torch.empty_like(by_rank).scatter_(
@@ -40,7 +44,11 @@ def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int =
 
 def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
     """[C] whole numbers >= 0 as int64; ValueError that names the argument."""
-    values = torch.as_tensor(values)
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        given = type(values).__name__
+        raise ValueError(f"{name} is a {given}; it must be whole numbers, one a class") from None
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"{name} has shape {list(values.shape)}; it must be [C] with C >= 1")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:

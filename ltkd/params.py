@@ -24,6 +24,9 @@ NETWORKS = ("resnet8", "resnet20", "resnet8x4", "resnet32x4", "vgg8", "vgg13", "
             "resnet50_imagenet", "mobilenetv1")  # fmt: skip
 # These students train at a fifth of the learning rate (0.01 where the others have 0.05).
 SLOW_LEARNERS = ("mobilenetv2", "shufflenetv1")
+# ReviewKD compares features level by level: these have five of them, the others four.
+FIVE_LEVELS = ("vgg8", "vgg13", "mobilenetv2", "resnet50", "resnet18_imagenet", "resnet34_imagenet",
+               "resnet50_imagenet", "mobilenetv1")  # fmt: skip
 
 
 class Recipe(NamedTuple):
@@ -255,6 +258,11 @@ class RunSpec(_Strict):
                 raise ValueError(
                     f"method {self.method!r} has no teacher, but teacher = {self.teacher!r}"
                 )
+            five = [name in FIVE_LEVELS for name in (self.teacher, self.student)]
+            if method.loss == "reviewkd" and len(set(five)) > 1:
+                raise ValueError(f"method {self.method!r} compares features level by level, of which "
+                                 f"{self.pair} have {' and '.join('45'[n] for n in five)}; should be a "
+                                 f"pair with as many: of {', '.join(FIVE_LEVELS)}, or of the others")  # fmt: skip
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
             most = f"; should be from 1 to {classes or 'the number of classes'}, such as 3"
@@ -361,7 +369,7 @@ class StudyParameters(_Strict):
     groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
     alpha: Annotated[Weight, Field(description="LTKD's cross-group weight")] = 1.0
     beta: Annotated[Weight, Field(description="LTKD's within-group weight")] = 1.0
-    temperature: Annotated[Positive | None, Field(description="of every method that has one; None: its own (4)")] = None
+    temperature: Annotated[Positive | None, Field(description="of every method that has one; None: its own (4; 1 for some on ImageNet)")] = None
     method_args: Annotated[dict[str, dict[str, float | bool]], Field(
         description="overrides by method, such as {'kd': {'ce_weight': 0.5}}")] = {}
     ablations: Annotated[list[str], Field(description="cells of the ablation")] = list(ABLATIONS)
@@ -506,7 +514,9 @@ def check(model: type[_Strict], values: dict[str, Any], source: str = "parameter
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                lines.append(f"{key}: unknown key.{nearest(key, model.model_fields)}")
+                inner = Images if item["loc"][0] == "images" and len(item["loc"]) > 1 else model
+                word = str(item["loc"][-1])
+                lines.append(f"{key}: unknown key.{nearest(word, inner.model_fields)}")
             elif item["type"] == "missing":
                 lines.append(f"{key}: missing; it has no default")
             else:

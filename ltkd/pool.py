@@ -136,7 +136,7 @@ def make(
                 close()
                 pool, broken = workers(), False
             while not broken and not halt.value and len(flying) < (1 if suspects else count):
-                ready = _next(todo, out)
+                ready = _next(todo, out, advance)
                 if ready is None:
                     break
                 try:
@@ -170,16 +170,14 @@ def make(
                     )
                     if killed >= KILLS:
                         halt.value = 1
-                except (torch.OutOfMemoryError, MemoryError) as error:
-                    out.failed[identity(spec)] = (
-                        f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the "
-                        f"file (now {spec.batch}). {str(error).partition('. ')[0]}"
-                    )
+                except torch.AcceleratorError as error:
+                    out.failed[identity(spec)] = _reason(spec, error)
+                    broken = True  # such a process makes no run any more; the others end theirs
                 except (OSError, DataError) as error:  # of the disk: others would meet it too
                     out.failed[identity(spec)] = f"{spec.title}: {error}"
                     halt.value = 1
                 except Exception as error:
-                    out.failed[identity(spec)] = f"{spec.title}: {type(error).__name__}: {error}"
+                    out.failed[identity(spec)] = _reason(spec, error)
                 suspects.discard(identity(spec))
                 advance(spec, identity(spec) in out.records)
             if stop():
@@ -204,11 +202,24 @@ def together(
             out.left.append(spec)
         except Diverged as error:
             out.failed[identity(spec)] = str(error)
+        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
+            out.failed[identity(spec)] = _reason(spec, error)
         advance(spec, bool(out.records))
     return out
 
 
-def _next(todo: dict[str, RunSpec], out: Outcome) -> RunSpec | None:
+def _reason(spec: RunSpec, error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
+        return (
+            f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the file "
+            f"(now {spec.batch}). {str(error).partition('. ')[0]}"
+        )
+    return f"{spec.title}: {type(error).__name__}: {error}"
+
+
+def _next(
+    todo: dict[str, RunSpec], out: Outcome, advance: Callable[[RunSpec, bool], None]
+) -> RunSpec | None:
     """The first run that can begin; it looks no further than that, for there may be thousands.
 
     What has lost its teacher on the way is taken out, as failed.
@@ -218,6 +229,7 @@ def _next(todo: dict[str, RunSpec], out: Outcome) -> RunSpec | None:
         if state == "lost":
             del todo[name]
             out.failed[name] = f"{spec.title}: no teacher ({_why(spec, out)})"
+            advance(spec, False)
         elif state == "ready":
             return spec
     return None
@@ -322,7 +334,15 @@ def progress_of(store: Store, spec: RunSpec) -> str:
         return ""
     at = f"epoch {now['epoch']}/{now['epochs']}"
     # Another machine's process cannot be seen; its file is then as old as its last epoch.
-    return f"{at}, {_note(now)}" if alive(now["pid"]) else f"stopped after {at}"
+    if alive(now["pid"]):
+        return f"{at}, {_note(now)}"
+    return f"stopped after {at}, " + (
+        "goes on from its checkpoint" if has_checkpoint(store, spec) else "begins anew"
+    )
+
+
+def has_checkpoint(store: Store, spec: RunSpec) -> bool:
+    return (store.run_folder(spec) / "checkpoint.safetensors").exists()
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from . import files, parallel
 from .data import fingerprint, load, resolve
 from .models import create_model
-from .params import RunSpec
+from .params import RunSpec, check_fit
 from .precision import by_fp32
 from .teacher import Teacher
 from .train import DamagedCheckpoint, Diverged, Trainer, initial_objective
@@ -299,7 +299,10 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         same_bits()
     folder = store.run_folder(spec)
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
+    check_fit(spec, data.counts.tolist())
     feed = data.feed(device)
+    here = [torch.cuda.get_device_name() if gpu else "cpu",
+            files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else "")]  # fmt: skip
     teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:
         # By its bytes: the answers of a teacher that was trained anew are other answers.
@@ -312,7 +315,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     def begin() -> Trainer:
         objective = initial_objective(spec, data, model)
         try:
-            return Trainer(spec, data, objective, teacher, feed, checkpoint)
+            return Trainer(spec, data, objective, teacher, feed, checkpoint, teacher_sha256)
         except DamagedCheckpoint as error:
             files.set_aside(checkpoint, error)
         return begin()
@@ -332,6 +335,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     blobs, model_bytes = {}, None
     try:
         trainer = parallel.in_turn(begin)
+        if here not in trainer.at.machines:
+            trainer.at.machines.append(here)
         done = trainer.train(stop, tell)
     except Diverged as error:
         values |= {"status": "diverged", "reason": str(error), "history": trainer.at.history}
@@ -344,9 +349,10 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         model_bytes = save_tensors(done.state, {"spec": files.canonical(spec.model_dump())})
     if parallel.rank():
         return
+    # A run that was cut may have gone on elsewhere.
+    devices, machines = (dict.fromkeys(part) for part in zip(*trainer.at.machines, strict=True))
     values |= {
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "hardware": files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else ""),
+        "device": ", then ".join(devices), "hardware": ", then ".join(machines),
         "compiled": False, "code": files.code_version(), "versions": files.versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import ast
 import html
 import json
+import os
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,8 @@ class Study:
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
         self._train_logits: dict[str, tuple[Tensor, Tensor]] = {}
-        self._failed: dict[str, dict[str, str]] = {}
+        # Under `ltkd run` a page's own process does not try again what has failed already.
+        self._failed: dict[str, dict[str, str]] = json.loads(os.environ.get("LTKD_FAILED", "{}"))
         self.size = cache(self._size_of)
 
     @classmethod
@@ -250,16 +252,13 @@ class Study:
     @staticmethod
     def _part_from_other_teachers(out: pool.Outcome) -> None:
         """Counts students as failed that do not compare with the teacher that is there now."""
-        # A teacher's identity takes longer than this: where all is well, none is worked out.
-        known = {None} | {record.values.get("model_sha256") for record in out.records.values()
-                          if record.spec.method == "teacher"}  # fmt: skip
         for name, student in list(out.records.items()):
             its, spec = student.values["teacher_sha256"], student.spec
-            if its in known:
+            if its is None:
                 continue
             own = pool.identity(spec.teacher_spec)
             teacher = out.records.get(own)
-            if teacher and not teacher.diverged:
+            if teacher and not teacher.diverged and teacher.values["model_sha256"] != its:
                 now = teacher.values["model_sha256"]
                 del out.records[name]
                 out.failed[name] = (
@@ -274,6 +273,11 @@ class Study:
         records = self.make(again, quiet=True).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
+
+    @property
+    def failed(self) -> str:
+        """What failed so far, for the pages' processes: JSON, by run."""
+        return json.dumps(self._failed)
 
     def missing(self, part: str | None = None) -> pd.DataFrame:
         """Runs of a part (or of all) that failed or diverged, with the reason."""
@@ -478,7 +482,8 @@ class Study:
         Raises RuntimeError with the reason where it diverged or failed.
         """
         spec = self._spec(self._first(pair), "kd").teacher_spec
-        record = self.make([spec], quiet=True).records.get(pool.identity(spec))
+        self.make([spec] if pool.identity(spec) not in self._failed else [], quiet=True)
+        record = self.store.get(spec)
         if record is None or record.diverged:
             raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")
         return self.store.load_model(spec), record.values

@@ -198,6 +198,8 @@ class _Position:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    machines: list[list[str]] = field(default_factory=list)
+    """(device, hardware) of those that had a part in it, in order"""
 
 
 def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:
@@ -241,7 +243,10 @@ class Recorded:
 
 
 class Trainer:
-    """Trains one spec to the end, or to a stop that leaves a checkpoint."""
+    """Trains one spec to the end, or to a stop that leaves a checkpoint.
+
+    teacher_sha256  of the teacher's file: from another teacher's checkpoint none goes on
+    """
 
     def __init__(
         self,
@@ -251,8 +256,10 @@ class Trainer:
         teacher: Teacher | None,
         feed: Feed,
         checkpoint: Path,
+        teacher_sha256: str | None = None,
     ) -> None:
         self.spec, self.data, self.teacher = spec, data, teacher
+        self.teacher_sha256 = teacher_sha256 or ""
         self.device, self.feed, self.checkpoint = feed.device, feed, checkpoint
         self.model = initial_model(spec, len(data.class_names)).to(self.device)
         self.objective = objective.to(self.device)
@@ -297,6 +304,8 @@ class Trainer:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if about["sha256"] != _seal(self.spec, tensors, about["position"]):
             raise ValueError("its content does not match its sha256")
+        if about.get("teacher", self.teacher_sha256) != self.teacher_sha256:
+            raise ValueError(f"it learned from another teacher, sha256 {about['teacher'][:12]}")
         self.at = _Position(**json.loads(about["position"]))
         self.sums.copy_(tensors.pop("sums"))
         for i, p in enumerate(self._moved):
@@ -321,7 +330,8 @@ class Trainer:
         for i, p in enumerate(self._moved):
             tensors[f"momentum.{i}"] = self.optimizer.state[p]["momentum_buffer"].cpu().contiguous()
         position = json.dumps(vars(self.at))  # not sorted: a resumed record is the same text
-        about = {"position": position, "sha256": _seal(self.spec, tensors, position)}
+        about = {"position": position, "sha256": _seal(self.spec, tensors, position),
+                 "teacher": self.teacher_sha256}  # fmt: skip
         write_atomic(self.checkpoint, save(tensors, about))
 
     def _pause(self, began: float) -> None:

@@ -174,11 +174,11 @@ class Command:
         fresh = harness.draw.random() < 0.05
         about = {"stages": str(self.stages), "hit": str(self.hit), "aim": aim, "copied": not fresh}
         arguments = {
-            "data": ["data", "prepare", "tiny_imagenet", "--root", folder],
+            "data": ["data", "prepare", "tiny_imagenet", "--data-root", folder],
             "train": ["train", harness.scratch / "one.yaml", "--outputs", folder],
             "run": ["run", harness.scratch / "tiny.yaml", "--outputs", folder, "--jobs", "2"],
         }[kind]
-        self.began, self.struck = time.monotonic(), 0.0
+        self.began = time.monotonic()
         self.pid = os.fork()
         if self.pid:
             return

@@ -429,7 +429,7 @@ def test_folders_of_images(case, tmp_path, refused, capsys):
     given = tmp_path / "birds.yaml"
     given.write_text(FOLDER + "{folder: birds, size: 32}")
     if says is None:  # what is neither image nor class is passed over
-        assert cli.main(["data", "prepare", str(given), "--root", str(tmp_path / "data")]) == 0
+        assert cli.main(["data", "prepare", str(given), "--data-root", str(tmp_path / "data")]) == 0
         assert "9 training and 3 test images of 3 classes" in capsys.readouterr().out
     else:
         refused("data", "prepare", given, says=says)

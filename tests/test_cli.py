@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ltkd import Study, cli, load_model, params
+from ltkd import Study, cli, files, load_model, params
 from ltkd.files import sealed, unsealed
 from ltkd.methods import METHODS
 from ltkd.report import tables
@@ -112,7 +112,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
             "are others, group_pairs should be, too, or null: all of them",
         ),
         (["run", "params/quick.yaml", "-p", "seeds"], "expected 2 arguments"),
-        (["data", "check", "cifar100", "--root", "nowhere"], "ltkd data prepare cifar100"),
+        (["data", "check", "cifar100", "--data-root", "nowhere"], "ltkd data prepare cifar100"),
         (["data", "check", "mnist"], "invalid choice: 'mnist'"),
         (["fly"], "invalid choice: 'fly'"),
     ],
@@ -234,6 +234,24 @@ def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
     assert "7 runs left" in said
     assert "2 side by side" in said
     assert not outputs.exists()
+
+
+def test_a_dry_run_counts_what_finished_seeds_drew_among_the_rows_there(tmp_path, monkeypatch):
+    from ltkd import estimate
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY + "methods: [kd]\n")
+    call = ["run", str(path), "--outputs", str(tmp_path / "o"), "-p", "seeds", "[0, 1, 2]"]
+    study = cli.study_of(call)
+    first, *_ = (spec for spec in study.runs() if spec.teacher)
+    assert len(study.make([first], jobs=1, quiet=True).records) == 2
+    monkeypatch.setattr(estimate, "image_costs", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(estimate, "fill_cost", lambda *_: 1.0)  # a second a row
+    said = "\n".join(estimate.report(study, 1))
+    size = study.size(20.0)
+    images, views = sum(size.counts), size.views
+    expected = images * views * (1 - (1 - 1 / views) ** 3) - images  # an epoch of each seed
+    assert f"of which {files.clock(expected)} for teachers' tables" in said
 
 
 def test_a_dry_run_of_what_is_done_measures_nothing(tmp_path, capsys, monkeypatch):

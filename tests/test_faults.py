@@ -267,6 +267,48 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_used(tmp_path, tiny, capsys):
     assert again.values["model_sha256"] == whole.values["model_sha256"]
 
 
+def test_a_checkpoint_of_another_teachers_student_is_not_used(tmp_path, tiny, capsys, monkeypatch):
+    spec, store = tiny(method="kd", teacher="resnet8"), Store(tmp_path)
+    run(spec.teacher_spec, outputs=tmp_path, device="cpu")
+    steps = iter([False] * 15 + [True])
+    with pytest.raises(Stopped):
+        run(spec, outputs=tmp_path, device="cpu", stop=lambda: next(steps))
+    path = store.run_folder(spec) / "checkpoint.safetensors"
+    assert path.exists()
+    teacher = store.get(spec.teacher_spec)
+    shutil.rmtree(teacher.folder)
+    store.model_path(spec.teacher_spec).unlink()
+    with monkeypatch.context() as patch:  # as if it were trained anew on another machine
+        patch.setattr("ltkd.train.learning_rate", lambda *_: 0.01)
+        other = run(spec.teacher_spec, outputs=tmp_path, device="cpu")
+    again = run(spec, outputs=tmp_path, device="cpu")
+    said = capsys.readouterr().err
+    its = teacher.values["model_sha256"]
+    assert f"{path}: damaged (it learned from another teacher, sha256 {its[:12]})" in said
+    assert again.values["teacher_sha256"] == other.values["model_sha256"] != its
+    assert [row["epoch"] for row in again.values["history"]] == [1, 2]
+
+
+def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, tiny, monkeypatch):
+    spec, steps = tiny(), iter([False] * 7 + [True])
+    monkeypatch.setattr(files, "hardware", lambda: "an old one, 2 cores")
+    with pytest.raises(Stopped):
+        run(spec, outputs=tmp_path, device="cpu", stop=lambda: next(steps))
+    monkeypatch.setattr(files, "hardware", lambda: "a new one, 8 cores")
+    record = run(spec, outputs=tmp_path, device="cpu")
+    assert record.values["hardware"] == "an old one, 2 cores, then a new one, 8 cores"
+    assert record.values["device"] == "cpu"
+
+
+def test_two_that_set_one_file_aside(tmp_path, capsys):
+    path = tmp_path / "x"
+    path.touch()
+    for _ in range(2):
+        files.set_aside(path, "other bytes")
+    assert capsys.readouterr().err.count("damaged") == 2  # the word and the name, once
+    assert [p.name for p in tmp_path.iterdir()] == ["x.damaged"]
+
+
 def test_a_damaged_split_is_set_aside(tmp_path, tiny, capsys):
     run(tiny(epochs=1), outputs=tmp_path, device="cpu")
     (path,) = (tmp_path / "splits").iterdir()
@@ -305,6 +347,24 @@ def test_out_of_memory_fails_one_run_and_says_what_helps(tmp_path, tiny, forked,
     reason = out.failed[identity(specs[0])]
     assert reason.startswith("student resnet8 gamma 20 seed 0: out of memory; fewer --jobs, or a ")
     assert "smaller batch in the file (now 32). CUDA out of memory" in reason
+    assert not out.left
+
+
+def test_after_a_broken_gpu_a_new_process_makes_the_rest(tmp_path, tiny, forked, monkeypatch):
+    specs = [tiny(seed=seed, epochs=1) for seed in range(3)]
+    spoilt = []
+
+    def struck(spec, **options):
+        if spec.seed == 0 or spoilt:  # all that this process does from now on
+            spoilt.append(spec)
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return run(spec, **options)
+
+    monkeypatch.setattr(pool, "run", struck)
+    out = pool.make(specs, Store(tmp_path), device="cpu", jobs=1, quiet=True)
+    assert list(out.records) == [identity(spec) for spec in specs[1:]]
+    (reason,) = out.failed.values()
+    assert "AcceleratorError: CUDA error: an illegal memory access" in reason
     assert not out.left
 
 

@@ -1,5 +1,8 @@
 """Class groups against the group sizes that the method's text states, and a literal rank loop."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +61,8 @@ def test_sequences_tensors_and_dtypes_agree() -> None:
     for other in (tuple(counts), torch.tensor(counts), torch.tensor(counts, dtype=torch.int32)):
         assert torch.equal(class_groups(other), class_groups(counts))
         assert torch.equal(threshold_groups(other), threshold_groups(counts))
+    for n in np.arange(1, 4):
+        assert torch.equal(class_groups(counts, n), class_groups(counts, int(n)))
 
 
 @pytest.mark.parametrize("n", [0, -1, 4, 1.5, True])
@@ -75,6 +80,9 @@ def test_n_groups_out_of_range(n: int) -> None:
         ([[1, 2], [3, 4]], "counts has shape"),
         ([1.5, 2.0], "counts is torch.float32"),
         ([True, False], "counts is torch.bool"),
+        (Counter("aab"), "counts is a Counter; it must be whole numbers"),
+        (None, "counts is a NoneType"),
+        ([3, None], "counts is a list"),
     ],
 )
 def test_bad_counts(function, counts, message) -> None:

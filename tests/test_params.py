@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ltkd.methods import METHODS
-from ltkd.models import list_models
+from ltkd.models import create_model, list_models
 from ltkd.params import (
+    FIVE_LEVELS,
     NETWORKS,
     ParameterError,
     RunSpec,
@@ -26,6 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # file content -> what the message must say
 MALFORMED = {
     "misspelt key": ("seedss: [0]", "seedss: unknown key. Did you mean 'seeds'?"),
+    "misspelt key of a key": (
+        "images: {folder: a, sise: 32}",
+        "images.sise: unknown key. Did you mean 'size'? Allowed: folder, size,",
+    ),
     "old name of a key": ("gamma: 20", "gamma: unknown key. Did you mean 'gammas'?"),
     "text for a number": ("epochs: many", "epochs = 'many': input should be a valid integer"),
     "float for a whole number": ("epochs: 2.5", "epochs = 2.5: input should be a valid integer"),
@@ -163,6 +168,13 @@ def test_networks_are_those_that_exist():
     assert set(NETWORKS) == set(list_models())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_levels_are_those_of_the_networks(name):
+    model = create_model(name, 10)
+    assert len(model.taps) == len(model.pre_taps)
+    assert len(model.taps) + 1 == (5 if name in FIVE_LEVELS else 4)
+
+
 # ---- run specs
 
 
@@ -191,6 +203,10 @@ def test_the_teachers_spec_shares_data_and_schedule(tiny):
         ({"method": "ltkd", "teacher": "resnet20"}, "method 'ltkd' needs groups"),
         ({"groups": 3}, "method 'student' takes no groups"),
         ({"method": "ltkd", "teacher": "resnet20", "groups": 11}, "digits has 10 classes"),
+        (
+            {"method": "reviewkd", "teacher": "vgg13", "teacher_source": "live"},
+            "vgg13-resnet8 have 5 and 4; should be a pair with as many",
+        ),
         ({"student": "resnet9"}, "unknown network 'resnet9'. Did you mean 'resnet8'?"),
         ({"method": "kdd"}, "unknown method 'kdd'"),
         ({"epochs": 0}, "greater than or equal to 1"),

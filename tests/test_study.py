@@ -215,6 +215,24 @@ def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, monkeypatch):
     assert study.missing().empty
 
 
+def test_a_page_does_not_try_again_what_has_failed(tmp_path, monkeypatch):
+    first = Study(outputs=tmp_path, name="x", **(SMALL | {"seeds": [0]}))
+    lost = {identity(spec): "killed" for spec in first.runs()}
+    monkeypatch.setattr("ltkd.study.pool.make", lambda *_, **__: pool.Outcome(failed=lost))
+    first.make()
+    monkeypatch.setenv("LTKD_FAILED", first.failed)
+    monkeypatch.setattr(
+        "ltkd.study.pool.make", lambda specs, *_, **__: pool.Outcome() if not specs else 1 / 0
+    )
+    page = Study(outputs=tmp_path, name="x", **(SMALL | {"seeds": [0]}))
+    assert len(page.results("distillation")) == 0
+    assert set(page.missing()["reason"]) == {"killed"}
+    with pytest.raises(RuntimeError, match="killed"):
+        page.teachers()
+    with pytest.raises(RuntimeError, match="killed"):
+        page.teacher()
+
+
 def test_students_of_another_teacher_stand_beside_it_in_no_table(tmp_path, study):
     shutil.copytree(study.folder, tmp_path / "small")
     again = Study(outputs=tmp_path, name="small", **SMALL)
@@ -267,7 +285,8 @@ def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, mo
     monkeypatch.setenv("LTKD_DATA", "here")
     shutil.copytree(study.folder, "there/small")  # its runs are not made anew
     build.build(Study(outputs="there", name="small", **SMALL), pages, {})
-    assert seen == {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
+    there = {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
+    assert seen == there | {"LTKD_FAILED": "{}"}
 
 
 def test_one_study_at_a_time_writes_the_index_of_all(tmp_path, study, monkeypatch):
@@ -276,9 +295,24 @@ def test_one_study_at_a_time_writes_the_index_of_all(tmp_path, study, monkeypatc
     monkeypatch.setattr(build.page, "write_studies_index", lambda _: held.append(lock.exists()))
     shutil.copytree(study.folder, tmp_path / "small")
     again = Study(outputs=tmp_path, name="small", **SMALL)
-    build.build(again, sorted(NOTEBOOKS.glob("*.ipynb")), {})
+    pages = sorted(NOTEBOOKS.glob("*.ipynb"))
+    build.build(again, pages, {})
     assert held == [True]
     assert not lock.exists()
+
+
+def test_a_failure_that_a_good_report_refutes_is_forgotten(tmp_path, study, monkeypatch):
+    monkeypatch.setattr(build, "execute_all", lambda *_, **__: [])
+    monkeypatch.setattr(build, "fresh", lambda _, name: name == "03_distillation")
+    shutil.copytree(study.folder, tmp_path / "small")
+    reports = tmp_path / "small/reports"
+    reports.mkdir(exist_ok=True)
+    for name in ("03_distillation", "04_ablations"):
+        (reports / f"{name}.failed.html").touch()
+    pages = sorted(NOTEBOOKS.glob("*.ipynb"))
+    build.build(Study(outputs=tmp_path, name="small", **SMALL), pages, {})
+    assert [path.name for path in reports.glob("*.failed.*")] == ["04_ablations.failed.html"]
+    assert "03_distillation.failed" not in (tmp_path / "small/index.html").read_text()
 
 
 def test_another_split_is_said_on_the_pages(tmp_path):

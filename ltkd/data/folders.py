@@ -30,6 +30,7 @@ from .sources import DataError, Source
 from .views import Crops, Views
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+UNREAD = (".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif")  # images, too: never left out silently
 MOST_PIXELS = 50_000_000
 BLOCK = 512  # images between two flushes: what a kill can cost
 FEW = 256  # so few images are decoded sooner than workers start
@@ -59,9 +60,11 @@ def decode(path: str, size: int = 0) -> Image.Image:
             (low, high), side = sorted(image.size), 256 if size == 224 else size
             if max(low * high, side * side * high / low) > MOST_PIXELS:  # before it is decoded
                 raise ValueError(f"{image.width} x {image.height}: over 50 megapixels")
-            # A palette's transparency goes by way of RGBA, or Pillow warns.
-            rgba = image.convert("RGBA") if "transparency" in image.info else image
-            rgb = rgba.convert("RGB")
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+                plain = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            else:  # a palette's transparency goes by way of RGBA, or Pillow warns
+                plain = image.convert("RGBA") if "transparency" in image.info else image
+            rgb = plain.convert("RGB")
         return tv.center_crop(tv.resize(rgb, [side]), [size]) if size else rgb
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise DataError(f"{path}: not an image that can be read ({error})") from None
@@ -168,8 +171,12 @@ def _walk(tree: Path, part: str, inner: str = "") -> list[tuple[str, str, int]]:
         if name[0] == "." or not (tree / part / name).is_dir():
             continue
         base = f"{part}/{name}{inner}"
-        images = sorted(file for file in os.listdir(tree / base)
-                        if file.lower().endswith(SUFFIXES) and file[0] != ".")  # fmt: skip
+        files = sorted(file for file in os.listdir(tree / base) if file[0] != ".")
+        unread = [file for file in files if file.lower().endswith(UNREAD)]
+        if unread:
+            raise DataError(f"{tree / base / unread[0]}: of a kind that is not read; convert it to "
+                            f"one of {', '.join(SUFFIXES)}, or remove it")  # fmt: skip
+        images = [file for file in files if file.lower().endswith(SUFFIXES)]
         if not images:
             raise DataError(f"{tree / base}: the class {name} has no images")
         paths = [f"{base}/{file}" for file in images]
@@ -199,6 +206,7 @@ def _annotated(tree: Path) -> dict[str, str]:
 def _listed(tree: Path, file: str, known: dict[str, str]) -> list[tuple[str, str, int]]:
     """(class, path, bytes) of every line "path label" of a list; known: classes not in the path."""
     found, labels = [], []
+    seen: dict[str, int] = {}
     for n, line in enumerate(_lines(tree / file), 1):
         path, _, label = line.strip().rpartition(" ")
         at = PurePosixPath(path.strip())
@@ -216,6 +224,8 @@ def _listed(tree: Path, file: str, known: dict[str, str]) -> list[tuple[str, str
             raise DataError(f"{tree / at}: not there, but {file} names it in line {n}")
         own = at.parent.parent if at.parent.name == "images" else at.parent
         name = known.get(str(at), own.name)
+        if (before := seen.setdefault(str(at), n)) != n:
+            raise DataError(f"{tree / file}, line {n}: {at} stands in line {before}, too")
         found.append((name, str(at), (tree / at).stat().st_size))
         labels.append((n, name, int(label)))
     order = {name: c for c, name in enumerate(sorted({name for name, *_ in found}))}
@@ -242,7 +252,11 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
         elif inner:
             test = sorted((c, path, (tree / path).stat().st_size) for path, c in known.items())
         else:
-            test = _walk(tree, "val" if (tree / "val").is_dir() else "test")
+            held = [part for part in ("val", "test") if (tree / part).is_dir()] or ["test"]
+            if name == "folder" and len(held) > 1:
+                raise DataError(f"{tree}: val/ and test/ are both there; keep the one to test on "
+                                "(or name its images by images.test_list)")  # fmt: skip
+            test = _walk(tree, held[0])
         order = {c: i for i, c in enumerate(sorted({c for c, *_ in train}))}
         more = {c for c, *_ in test} ^ order.keys()
         if (tree / "wnids.txt").is_file() and not images.train_list:
@@ -258,6 +272,10 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
         first = ", ".join(sorted(more)[:5])
         raise DataError(f"{name}: {tree}: train, test and wnids.txt should have the same classes; "
                         f"{len(more)} are not in all: {first}")  # fmt: skip
+    twice = {path for _, path, _ in train} & {path for _, path, _ in test}
+    if twice:
+        raise DataError(f"{tree / min(twice)}: in the training and the test images, like "
+                        f"{len(twice) - 1} others; each should be in one of them")  # fmt: skip
     empty = [path for _, path, size in (*train, *test) if not size]
     if empty:  # nor is a pipe or a device opened
         raise DataError(f"{tree / empty[0]}: an empty file, no image; get it again or remove it")
@@ -500,7 +518,7 @@ def find(images: Images, name: str, root: Path, thorough: bool = False) -> Sourc
     """The whole set, decoded first where that was not done; ``images`` as from ``complete``.
 
     At 224 pixels its images are ``Files``; else training images are a memory map.
-    thorough: read every byte again, whatever the stamps say. Raises DataError.
+    thorough: read every byte of what is kept here, whatever the stamps say. Raises DataError.
     """
     tree, folder = _places(images, root)
     make = _files if images.size == 224 else _arrays

@@ -18,6 +18,8 @@ from . import folders
 from .sources import DataError, source, source_sha256
 from .views import Crops, Views
 
+BLOCK = 4096  # images at once: taking a view makes 32 bytes of indices a byte
+
 
 def stream(purpose: str, *keys: int) -> np.random.RandomState:
     """A random stream of its own for each purpose and key.
@@ -27,7 +29,7 @@ def stream(purpose: str, *keys: int) -> np.random.RandomState:
     streams: they are the same on every platform and in every later version.
     """
     digest = bytes.fromhex(sha256(canonical([purpose, *keys])))
-    return np.random.RandomState(np.frombuffer(digest, np.uint32))
+    return np.random.RandomState(np.frombuffer(digest, "<u4"))
 
 
 def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
@@ -141,7 +143,9 @@ class Feed:
 
     def epoch(self, view: Tensor) -> Tensor:
         """Every training image in its view: uint8 [N, 3, H, W]."""
-        return self.views.take(self.padded, torch.arange(len(view), device=self.device), view)
+        index = torch.arange(len(view), device=self.device)
+        parts = zip(index.split(BLOCK), view.split(BLOCK), strict=True)
+        return torch.cat([self.views.take(self.padded, *part) for part in parts])
 
     def ahead(self, indices: Sequence[Tensor], view: Tensor) -> Iterator[Tensor | None]:
         """``take`` of each batch in turn where that is slow and done ahead of the network; here it
@@ -287,15 +291,17 @@ def size_of(
     looked at; DataError as ``load``.
     """
     own = images.size if images else None
-    standard_files = not images or images.folder in (None, folders.complete(name, None).folder)
-    if name in _SIZES and gamma is not None and standard_files:
-        largest, tests, standard = _SIZES[name]
+    standard = not images or (
+        images.folder in (None, folders.complete(name, None).folder) and not images.test_list
+    )
+    if name in _SIZES and gamma is not None and standard:
+        largest, tests, side = _SIZES[name]
         if holdout >= largest:
             raise DataError(f"holdout = {holdout}: the largest class has only {largest} images")
-        classes, pixels = RECIPES[name].classes or 0, own or standard
+        classes, pixels = RECIPES[name].classes or 0, own or side
         counts = long_tailed_counts(largest - holdout, classes, gamma).tolist()
         views = Crops(pixels) if pixels == 224 else Views(pixels // 8, flip=True)
         return Size(counts, holdout * classes or tests, pixels, views.count)
     data = load(name, gamma, split_seed, root, images, holdout)
-    pixels = own or data.test_images.shape[-1]
+    pixels = own or data.test_images[0].shape[-1]
     return Size(data.counts.tolist(), len(data.test_labels), pixels, data.views.count)

@@ -119,7 +119,13 @@ def cifar(name: str, root: Path) -> Source:
     return Source(title, names, part(train), part(test), mean, std, Views(4, flip=True))
 
 
+def _check(name: str) -> None:
+    if name not in ("digits", *_CIFAR):
+        raise DataError(f"dataset = {name!r}: unknown; should be digits, {' or '.join(_CIFAR)}")
+
+
 def source(name: str, root: str | Path | None = None) -> Source:
+    _check(name)
     return digits() if name == "digits" else cifar(name, data_root(root))
 
 
@@ -134,6 +140,7 @@ def source_sha256(name: str) -> str:
 
 def prepare(name: str, root: str | Path | None = None) -> str:
     """Get and check a data set; says what is there. Downloads only what is missing or damaged."""
+    _check(name)
     folder = data_root(root)
     if name != "digits":
         try:
@@ -151,7 +158,6 @@ def prepare(name: str, root: str | Path | None = None) -> str:
                     f"put the official files into {folder / _CIFAR[name].folder} by hand: "
                     f"{', '.join(_CIFAR[name].files)}"
                 ) from None
-            cifar.cache_clear()
     found = source(name, folder)
     return (
         f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images, "

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import average_pool, full_precision, number, raised
+from ltkd.losses.common import average_pool, flag, full_precision, number, raised
 
 
 class CATKDLoss(nn.Module):
@@ -22,7 +22,8 @@ class CATKDLoss(nn.Module):
 
     def __init__(self, beta: float, pool: int, normalize: bool) -> None:
         super().__init__()
-        self.beta, self.pool, self.normalize = number("beta", beta), pool, normalize
+        self.beta, self.normalize = number("beta", beta), flag("normalize", normalize)
+        self.pool = pool
         if not isinstance(pool, int) or isinstance(pool, bool) or pool < 1:
             raise ValueError(f"pool is {pool!r}; it must be a whole number >= 1")
 

@@ -23,6 +23,13 @@ def number(name: str, value: float, *, positive: bool = False) -> float:
     return result
 
 
+def flag(name: str, value: bool) -> bool:
+    """`value`; ValueError unless it is True or False: a text would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be True or False")
+    return value
+
+
 def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
     """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish."""
     ids, compressed = torch.unique(whole_numbers("groups", groups), return_inverse=True)

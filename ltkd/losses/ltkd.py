@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import full_precision, group_ids, kl_terms, logit_pair, number
+from ltkd.losses.common import flag, full_precision, group_ids, kl_terms, logit_pair, number
 from ltkd.losses.decomposition import group_log_probs
 
 
@@ -42,7 +42,7 @@ class LTKDLoss(nn.Module):
         self.register_buffer("groups", ids, persistent=False)
         self.alpha, self.beta = number("alpha", alpha), number("beta", beta)
         self.temperature = number("temperature", temperature, positive=True)
-        self.rebalance, self.process_group = rebalance, process_group
+        self.rebalance, self.process_group = flag("rebalance", rebalance), process_group
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         t = self.temperature

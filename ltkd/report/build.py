@@ -31,12 +31,18 @@ def build(
     # Both absolute: a notebook runs in its own folder.
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
     env["LTKD_DATA"] = str(data_root(study.parameters.data_root))
+    env["LTKD_FAILED"] = study.failed
     with ExitStack() as held:  # of two commands at once the second finds its reports done
         for path in sorted(notebooks):
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
-        if stale or _behind(study):
+        good = [path.stem for path in notebooks if path not in stale]
+        refuted = [reports / f"{name}.failed.{kind}" for name in good for kind in ("ipynb", "html")]
+        old = [path for path in refuted if path.exists()]  # of a run with other parameters, say
+        for path in old:
+            path.unlink()
+        if stale or old or _behind(study):
             held.enter_context(locked(reports / "index.lock", stop))
             write_runs(study)
             _index(study, sorted(notebooks[0].parent.glob("*.ipynb")))

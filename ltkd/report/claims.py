@@ -126,7 +126,10 @@ def claims(study: Any) -> pd.DataFrame:
 
 
 def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
-    """A row a setting and claim: contradicted by any of its tests, confirmed by all that ran."""
+    """A row a setting and claim: contradicted by any of its tests, confirmed by all.
+
+    Where some did not run, and all others confirm it: confirmed where tested.
+    """
     rows = []
     for (setting, claim), part in tests.groupby(["setting", "claim"], sort=False):
         ran = part.loc[part["verdict"] != "not tested here", "verdict"]

@@ -133,14 +133,18 @@ def test_images_of_any_kind_become_rgb_and_square(tmp_path):
     clear = smooth(6).convert("P")
     clear.info["transparency"] = bytes(range(256))
     clear.save(path / "transparent.png")
+    deep = np.random.RandomState(7).randint(65536, size=(32, 32)).astype(np.uint16)
+    Image.fromarray(deep).save(path / "sixteen_bits.png")
     (path / "notes.txt").write_text("not an image")
     data = load("folder", None, 0, tmp_path, FOLDER)
     assert data.title == "birds"
-    assert data.counts.tolist() == [10, 3, 2]
-    assert data.gamma == 5.0
+    assert data.counts.tolist() == [11, 3, 2]
+    assert data.gamma == 5.5
     names = sorted(p.name for p in path.iterdir() if p.suffix != ".txt")
     for i, name in enumerate(names):
         expected = by_pillow(path / name, 32, 32)
+        if name == "sixteen_bits.png":  # which Pillow clips, where the upper byte is meant
+            expected = np.broadcast_to(deep // 256, (3, 32, 32)).astype(int)
         assert np.abs(data.train_images[i].numpy().astype(int) - expected).max() == 0, name
     assert data.views.count == 162
 
@@ -375,6 +379,33 @@ def test_classes_without_images_or_of_one_part_only_are_named(tmp_path):
         resolve("folder", FOLDER, tmp_path)
 
 
+def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
+    path = tree(tmp_path / "birds") / "train/n1/scan.TIF"
+    smooth(1).save(path)
+    with pytest.raises(DataError, match=f"{path}: of a kind that is not read.*.webp"):
+        resolve("folder", FOLDER, tmp_path)
+
+
+def test_two_folders_of_test_images_are_not_chosen_from_silently(tmp_path):
+    folder = tree(tmp_path / "birds")
+    shutil.copytree(folder / "val", folder / "test")
+    with pytest.raises(DataError, match="birds: val/ and test/ are both there"):
+        resolve("folder", FOLDER, tmp_path)
+    lines = [f"test/n{c}/0.JPEG {c}" for c in range(3)]
+    (folder / "test.txt").write_text("\n".join(lines))
+    images = FOLDER.model_copy(update={"test_list": "test.txt"})
+    assert len(load("folder", None, 0, tmp_path, images).test_labels) == 3
+
+
+def test_an_image_is_for_training_or_for_testing(tmp_path):
+    folder = tree(tmp_path / "birds")
+    lines = [f"val/n{c}/0.JPEG {c}" for c in range(3)]
+    (folder / "test.txt").write_text("\n".join([*lines, "train/n1/0.JPEG 1"]))
+    images = FOLDER.model_copy(update={"test_list": "test.txt"})
+    with pytest.raises(DataError, match=r"train/n1/0.JPEG: in the training and the test images"):
+        resolve("folder", images, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["imagenet", "folder"])
 def test_lists_choose_the_images(tmp_path, name):
     tree(tmp_path / "set", width=224)
@@ -401,6 +432,7 @@ def test_lists_choose_the_images(tmp_path, name):
         ("train/n1/0.JPEG 0", r"train.txt, line 2: label 0, but n1 is number 1"),
         ("train/n1/9.JPEG 1", r"n1/9.JPEG: not there, but train.txt names it in line 2"),
         ("train/n1/0.JPEG", r"train.txt, line 2: should be a path"),
+        ("train/n0/0.JPEG 0", r"train.txt, line 2: train/n0/0.JPEG stands in line 1, too"),
         ("../birds/train/n1/0.JPEG 1", r"line 2: should be a path below"),
     ],
 )
@@ -443,7 +475,7 @@ def test_data_prepare_and_check(tmp_path, capsys):
     assert said.startswith("birds: 9 training and 3 test images of 3 classes, sha256 ")
     assert cli.main(["data", "check", str(given)]) == 0
     assert capsys.readouterr().out == said.replace("\n", ": good\n")
-    root = ["--root", str(tree(tmp_path / "imagenet").parent)]
+    root = ["--data-root", str(tree(tmp_path / "imagenet").parent)]
     assert cli.main(["data", "prepare", "imagenet", *root]) == 0
     bad = _truncate(tmp_path / "imagenet")
     assert cli.main(["data", "check", "imagenet", *root]) == 2
@@ -508,6 +540,17 @@ def test_a_folder_of_another_name_is_looked_at(tmp_path):
     found = longtail.size_of("imagenet", 2.0, root=tmp_path, images=images)
     assert found.counts == load("imagenet", 2.0, root=tmp_path, images=images).counts.tolist()
     assert found.tests == 3
+    tree(tmp_path / "large", (12, 10, 8), width=224)
+    large = Images(folder="large")
+    assert longtail.size_of("imagenet", 2.0, root=tmp_path, images=large).pixels == 224
+
+
+def test_a_list_of_test_images_is_looked_at(tmp_path):
+    tree(tmp_path / "imagenet", (12, 10, 8))
+    lines = [f"val/n{c}/0.JPEG {c}" for c in range(3)]
+    (tmp_path / "imagenet/test.txt").write_text("\n".join(lines))
+    images = Images(size=32, test_list="test.txt")
+    assert longtail.size_of("imagenet", 2.0, root=tmp_path, images=images).tests == 3
 
 
 def test_two_classes_have_no_head_medium_and_tail(tmp_path):

@@ -23,6 +23,13 @@ def test_missing_data_names_the_folder_and_the_command(tmp_path):
     assert "ltkd data prepare cifar100" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["cifar1000", "tiny_imagenet"])
+@pytest.mark.parametrize("function", [source, prepare])
+def test_an_unknown_set_is_named(tmp_path, function, name):
+    with pytest.raises(DataError, match=f"dataset = '{name}': unknown; should be digits, cifar100"):
+        function(name, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["cifar100", "cifar10"])
 def test_a_foreign_pickle_is_refused_before_it_is_loaded(tmp_path, name):
     from ltkd.data.sources import _CIFAR

@@ -63,6 +63,8 @@ def test_errors() -> None:
             CATKDLoss(1, pool, False)
     with pytest.raises(ValueError, match="beta is nan"):
         CATKDLoss(float("nan"), 2, False)
+    with pytest.raises(ValueError, match="normalize is 1; it must be True or False"):
+        CATKDLoss(1.5, 2, 1)
     criterion = CATKDLoss(1.5, 2, False)
     assert repr(criterion) == "CATKDLoss(beta=1.5, pool=2, normalize=False)"
     s, t = maps((2, 3, 4, 4), (2, 3, 4, 4))

@@ -149,6 +149,10 @@ def test_group_without_teacher_mass_gets_no_target() -> None:
     assert loss.isfinite()
     assert student.grad is not None
     assert student.grad.isfinite().all()
+    log_p = torch.log_softmax(torch.tensor([[1.0, -torch.inf, 0.0], [0.5, -torch.inf, 2.0]]), 1)
+    target = rebalance(log_p, log_batch_mass(log_p)).exp()
+    assert (target[:, 1] == 0).all()
+    torch.testing.assert_close(target.sum(1), torch.ones(2))
 
 
 def test_nan_is_not_hidden() -> None:
@@ -176,6 +180,11 @@ def test_groups_are_a_buffer() -> None:
 def test_bad_groups(groups, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LTKDLoss(groups)
+
+
+def test_rebalance_is_no_text() -> None:
+    with pytest.raises(ValueError, match="rebalance is 'false'; it must be True or False"):
+        LTKDLoss([0, 1, 2], rebalance="false")
 
 
 def test_groups_of_another_length() -> None:
