@@ -23,7 +23,7 @@ RUNS = {
     "imagenet_lt": 2 * 3 + 2 * 2 * 3 + 12 * 2 * 3 + 1 * 1 * 3 + 1 * 1 * 3,
     # One teacher; fourteen methods, 3 cells, groups 10 and 100, 8 settings; three seeds.
     "cifar100_lt_short": 1 + (14 + 3 + 2 + 8) * 3,
-    "cifar100_lt_split1": 1 + (3 + 1) * 3,
+    "cifar100_lt_split1": 1 + (4 + 2) * 3,
     # One teacher; 2 students without it, KD with weights 1 and 1, 7 methods in 6 settings each.
     "cifar100_lt_tune": 1 + 2 + 1 + 11 * 6,
     # One teacher; 2 methods without and 6 with it, 3 cells, groups 1, 5 and 10; five seeds.
