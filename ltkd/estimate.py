@@ -174,13 +174,15 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
     for who, fill in fills.items():
         yield f"  {who:60} {1e3 * fill:10.2f} ms an image"
     filled, disk = 0.0, 0.0
-    draws = {(_table(spec), spec.seed): spec.epochs for spec in specs.values()}
     for place, (who, size, row_bytes) in tables.items():
         # Each epoch of each seed draws one view of every image, whether it was drawn before or not;
-        # what finished seeds drew is among the rows that are there.
-        epochs = sum(n for (table, _), n in draws.items() if table == place)
-        rows = sum(size.counts) * size.views * (1 - (1 - 1 / size.views) ** epochs)
-        rows = max(0.0, rows - _filled(study, place))
+        # what finished seeds drew is among the rows that are there, if the table is there.
+        drawn = [
+            sum(size.counts) * size.views * (1 - (1 - 1 / size.views) ** sum(epochs.values()))
+            for some in (specs, left)
+            if (epochs := {s.seed: s.epochs for s in some.values() if _table(s) == place})
+        ]
+        rows = max(0.0, min(drawn[0] - _filled(study, place), drawn[1]))
         filled += rows * fills[who]
         disk += rows * row_bytes
     total, count = sum(seconds.values()) + filled, pool.jobs_for(jobs, list(left.values()))

@@ -99,6 +99,15 @@ def _known(kind: str, word: str, allowed: Any) -> str:
     return word
 
 
+def check_levels(method: str, teacher: str, student: str) -> None:
+    """ValueError where ReviewKD is asked to compare networks of different numbers of levels."""
+    levels = [5 if name in FIVE_LEVELS else 4 for name in (teacher, student)]
+    if METHODS[method].loss == "reviewkd" and len(set(levels)) > 1:
+        raise ValueError(f"method {method!r} compares features level by level, of which {teacher}-"
+                         f"{student} have {levels[0]} and {levels[1]}; should be a pair with as "
+                         f"many: of {', '.join(FIVE_LEVELS)}, or of the others")  # fmt: skip
+
+
 def method_args(
     method: str, given: dict[str, Any], pair: tuple[Any, Any] = ("", "")
 ) -> dict[str, float | bool]:
@@ -258,11 +267,7 @@ class RunSpec(_Strict):
                 raise ValueError(
                     f"method {self.method!r} has no teacher, but teacher = {self.teacher!r}"
                 )
-            five = [name in FIVE_LEVELS for name in (self.teacher, self.student)]
-            if method.loss == "reviewkd" and len(set(five)) > 1:
-                raise ValueError(f"method {self.method!r} compares features level by level, of which "
-                                 f"{self.pair} have {' and '.join('45'[n] for n in five)}; should be a "
-                                 f"pair with as many: of {', '.join(FIVE_LEVELS)}, or of the others")  # fmt: skip
+            check_levels(self.method, self.teacher, self.student)
         if method.uses_groups != (self.groups is not None):
             word = "needs" if method.uses_groups else "takes no"
             most = f"; should be from 1 to {classes or 'the number of classes'}, such as 3"
@@ -369,7 +374,7 @@ class StudyParameters(_Strict):
     groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
     alpha: Annotated[Weight, Field(description="LTKD's cross-group weight")] = 1.0
     beta: Annotated[Weight, Field(description="LTKD's within-group weight")] = 1.0
-    temperature: Annotated[Positive | None, Field(description="of every method that has one; None: its own (4; 1 for some on ImageNet)")] = None
+    temperature: Annotated[Positive | None, Field(description="of every method that has one; None: its own (4, or 1)")] = None
     method_args: Annotated[dict[str, dict[str, float | bool]], Field(
         description="overrides by method, such as {'kd': {'ce_weight': 0.5}}")] = {}
     ablations: Annotated[list[str], Field(description="cells of the ablation")] = list(ABLATIONS)
@@ -410,6 +415,11 @@ class StudyParameters(_Strict):
                 _known("network in pairs:", network, NETWORKS)
         for method in self.methods:
             _known("method in methods:", method, [m for m in METHODS if m != "teacher"])
+        both = [*product(self.pairs, self.methods),
+                *product(self.pairs if self.ablation_pairs is None else self.ablation_pairs, self.sweep)]  # fmt: skip
+        for pair, method in both:
+            if method in METHODS:
+                check_levels(method, *pair.split("-"))
         if not any(METHODS[method].loss for method in self.methods):
             raise ValueError(f"methods = {self.methods!r}: none has a teacher; add one, such as 'kd'")
         for cell in self.ablations:

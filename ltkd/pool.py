@@ -156,23 +156,23 @@ def make(
                     out.left.append(spec)
                 except Diverged as error:
                     out.failed[identity(spec)] = str(error)
-                except BrokenProcessPool:
+                except (BrokenProcessPool, torch.AcceleratorError) as error:
+                    on_gpu = isinstance(error, torch.AcceleratorError)
+                    if on_gpu and "out of memory" in str(error):
+                        out.failed[identity(spec)] = _reason(spec, error)
+                        advance(spec, False)
+                        continue
                     killed += not broken
-                    broken = True
+                    broken = True  # after an error of its GPU a process makes no run any more
                     if identity(spec) not in suspects:
                         suspects.add(identity(spec))
                         todo = {identity(spec): spec, **todo}
-                        _say(f"{spec.title}: a process was killed; goes on alone from where it was")
+                        what = "failed on its GPU" if on_gpu else "was killed"
+                        _say(f"{spec.title}: a process {what}; goes on alone from where it was")
                         continue
-                    out.failed[identity(spec)] = (
-                        f"{spec.title}: its process was killed twice (out of memory? fewer --jobs, "
-                        "or a smaller batch in the file)"
-                    )
+                    out.failed[identity(spec)] = _reason(spec, error)
                     if killed >= KILLS:
                         halt.value = 1
-                except torch.AcceleratorError as error:
-                    out.failed[identity(spec)] = _reason(spec, error)
-                    broken = True  # such a process makes no run any more; the others end theirs
                 except (OSError, DataError) as error:  # of the disk: others would meet it too
                     out.failed[identity(spec)] = f"{spec.title}: {error}"
                     halt.value = 1
@@ -203,12 +203,18 @@ def together(
         except Diverged as error:
             out.failed[identity(spec)] = str(error)
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
-            out.failed[identity(spec)] = _reason(spec, error)
+            # The others wait for this one in a step, and end when torchrun sees it gone.
+            raise SystemExit(f"failed: {_reason(spec, error)}") from None
         advance(spec, bool(out.records))
     return out
 
 
 def _reason(spec: RunSpec, error: Exception) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return (
+            f"{spec.title}: its process was killed twice (out of memory? fewer --jobs, "
+            "or a smaller batch in the file)"
+        )
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
         return (
             f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the file "

@@ -58,6 +58,16 @@ class RunRecord:
     def diverged(self) -> bool:
         return bool(self.values["status"] == "diverged")
 
+    @property
+    def hardware(self) -> list[str]:
+        """The machine, or those on which the run went on after it was cut."""
+        return str(self.values["hardware"]).split("; ")
+
+    @property
+    def devices(self) -> list[str]:
+        """cpu or the GPU's name, of each of them."""
+        return str(self.values["device"]).split("; ")
+
     def correct(self, epoch: int = -1) -> np.ndarray:
         """Correct test images a class [C] at the end, or at an index of the evaluated epochs."""
         return np.asarray(
@@ -258,7 +268,8 @@ def run(
 
     outputs    the study's folder; None: outputs/scratch
     stop       polled at every step; when true the run saves a checkpoint and raises Stopped
-    Raises DataError when the data is missing. Two processes that ask for the same run do it once;
+    Raises DataError when the data is missing, ParameterError when the spec asks for more than it
+    holds or a class would keep no image. Two processes that ask for the same run do it once;
     those that torchrun started for it, ``spec.processes`` of them, make it together.
     """
     n, world = spec.processes, parallel.world()
@@ -352,7 +363,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     # A run that was cut may have gone on elsewhere.
     devices, machines = (dict.fromkeys(part) for part in zip(*trainer.at.machines, strict=True))
     values |= {
-        "device": ", then ".join(devices), "hardware": ", then ".join(machines),
+        "device": "; ".join(devices), "hardware": "; ".join(machines),
         "compiled": False, "code": files.code_version(), "versions": files.versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -96,7 +96,8 @@ class Study:
         self._used: dict[str, RunRecord] = {}
         self._train_logits: dict[str, tuple[Tensor, Tensor]] = {}
         # Under `ltkd run` a page's own process does not try again what has failed already.
-        self._failed: dict[str, dict[str, str]] = json.loads(os.environ.get("LTKD_FAILED", "{}"))
+        told = os.environ.get("LTKD_FAILED")
+        self._failed: dict[str, dict[str, str]] = json.loads(Path(told).read_text()) if told else {}
         self.size = cache(self._size_of)
 
     @classmethod
@@ -276,8 +277,8 @@ class Study:
 
     @property
     def failed(self) -> str:
-        """What failed so far, for the pages' processes: JSON, by run."""
-        return json.dumps(self._failed)
+        """What failed and left no record, for the pages' processes: JSON, by run."""
+        return json.dumps({k: row for k, row in self._failed.items() if k not in self._used})
 
     def missing(self, part: str | None = None) -> pd.DataFrame:
         """Runs of a part (or of all) that failed or diverged, with the reason."""
@@ -518,8 +519,8 @@ class Study:
                                       for g in p.gammas},
                      "test_images": len(data.test_labels)},
             "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
-            "hardware": "; ".join(sorted({r.values["hardware"] for r in records})),
-            "device": ", ".join(sorted({r.values["device"] for r in records})),
+            "hardware": "; ".join(sorted({x for r in records for x in r.hardware})),
+            "device": ", ".join(sorted({x for r in records for x in r.devices})),
             "executed_on": files.hardware(),
             "seconds": round(time.monotonic() - self._began, 1),
             "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),

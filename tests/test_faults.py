@@ -296,7 +296,8 @@ def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, tiny, monkey
         run(spec, outputs=tmp_path, device="cpu", stop=lambda: next(steps))
     monkeypatch.setattr(files, "hardware", lambda: "a new one, 8 cores")
     record = run(spec, outputs=tmp_path, device="cpu")
-    assert record.values["hardware"] == "an old one, 2 cores, then a new one, 8 cores"
+    assert record.values["hardware"] == "an old one, 2 cores; a new one, 8 cores"
+    assert record.hardware == ["an old one, 2 cores", "a new one, 8 cores"]
     assert record.values["device"] == "cpu"
 
 

@@ -31,6 +31,10 @@ MALFORMED = {
         "images: {folder: a, sise: 32}",
         "images.sise: unknown key. Did you mean 'size'? Allowed: folder, size,",
     ),
+    "pair that ReviewKD cannot compare": (
+        "pairs: [resnet32x4-vgg8]\nmethods: [kd, reviewkd]",
+        "method 'reviewkd' compares features level by level, of which resnet32x4-vgg8 have 4 and 5",
+    ),
     "old name of a key": ("gamma: 20", "gamma: unknown key. Did you mean 'gammas'?"),
     "text for a number": ("epochs: many", "epochs = 'many': input should be a valid integer"),
     "float for a whole number": ("epochs: 2.5", "epochs = 2.5: input should be a valid integer"),

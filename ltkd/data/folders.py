@@ -518,7 +518,8 @@ def find(images: Images, name: str, root: Path, thorough: bool = False) -> Sourc
     """The whole set, decoded first where that was not done; ``images`` as from ``complete``.
 
     At 224 pixels its images are ``Files``; else training images are a memory map.
-    thorough: read every byte of what is kept here, whatever the stamps say. Raises DataError.
+    thorough: read everything again, whatever the stamps say: what was decoded, or at 224 pixels
+    the images themselves. Raises DataError.
     """
     tree, folder = _places(images, root)
     make = _files if images.size == 224 else _arrays

@@ -1,8 +1,10 @@
 """From finished runs to a study's pages: what is up to date is left alone."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -31,8 +33,10 @@ def build(
     # Both absolute: a notebook runs in its own folder.
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
     env["LTKD_DATA"] = str(data_root(study.parameters.data_root))
-    env["LTKD_FAILED"] = study.failed
     with ExitStack() as held:  # of two commands at once the second finds its reports done
+        folder = held.enter_context(TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-"))
+        env["LTKD_FAILED"] = f"{folder}/failed.json"  # a variable would not hold thousands
+        Path(env["LTKD_FAILED"]).write_text(study.failed)
         for path in sorted(notebooks):
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]

@@ -96,7 +96,7 @@ def write_card(study: Study) -> Path:
         title=data.title, gamma=row["gamma"], epochs=spec.epochs, study=study.name,
         teacher=f" with a {spec.teacher} teacher" if spec.teacher else " without a teacher",
         n=len(best), seed=spec.seed,
-        mean=list(data.mean), std=list(data.std), side=data.test_images.shape[-1],
+        mean=list(data.mean), std=list(data.std), side=data.test_images[0].shape[-1],
         tested=f"{len(data.test_labels)} {kind}",
         own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),
         mean_of=" | ".join(gap.plus_minus() for gap in intervals), others="; ".join(others),
