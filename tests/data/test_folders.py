@@ -64,6 +64,13 @@ def by_pillow(path, side, size):
     return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
+def listed_for_test(images, folder, part, *more):
+    """``images``, tested on the first image of each class in that part of a tree, and on more."""
+    lines = [*(f"{part}/n{c}/0.JPEG {c}" for c in range(3)), *more]
+    (folder / "test.txt").write_text("\n".join(lines))
+    return images.model_copy(update={"test_list": "test.txt"})
+
+
 FOLDER = Images(folder="birds", size=32)
 PREPARED = "birds.ltkd/32"
 
@@ -391,17 +398,13 @@ def test_two_folders_of_test_images_are_not_chosen_from_silently(tmp_path):
     shutil.copytree(folder / "val", folder / "test")
     with pytest.raises(DataError, match="birds: val/ and test/ are both there"):
         resolve("folder", FOLDER, tmp_path)
-    lines = [f"test/n{c}/0.JPEG {c}" for c in range(3)]
-    (folder / "test.txt").write_text("\n".join(lines))
-    images = FOLDER.model_copy(update={"test_list": "test.txt"})
+    images = listed_for_test(FOLDER, folder, "test")
     assert len(load("folder", None, 0, tmp_path, images).test_labels) == 3
 
 
 def test_an_image_is_for_training_or_for_testing(tmp_path):
     folder = tree(tmp_path / "birds")
-    lines = [f"val/n{c}/0.JPEG {c}" for c in range(3)]
-    (folder / "test.txt").write_text("\n".join([*lines, "train/n1/0.JPEG 1"]))
-    images = FOLDER.model_copy(update={"test_list": "test.txt"})
+    images = listed_for_test(FOLDER, folder, "val", "train/n1/0.JPEG 1")
     with pytest.raises(DataError, match=r"train/n1/0.JPEG: in the training and the test images"):
         resolve("folder", images, tmp_path)
 
@@ -546,10 +549,7 @@ def test_a_folder_of_another_name_is_looked_at(tmp_path):
 
 
 def test_a_list_of_test_images_is_looked_at(tmp_path):
-    tree(tmp_path / "imagenet", (12, 10, 8))
-    lines = [f"val/n{c}/0.JPEG {c}" for c in range(3)]
-    (tmp_path / "imagenet/test.txt").write_text("\n".join(lines))
-    images = Images(size=32, test_list="test.txt")
+    images = listed_for_test(Images(size=32), tree(tmp_path / "imagenet", (12, 10, 8)), "val")
     assert longtail.size_of("imagenet", 2.0, root=tmp_path, images=images).tests == 3
 
 
