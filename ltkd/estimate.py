@@ -133,8 +133,8 @@ def report(study: Study, jobs: int | None) -> Iterator[str]:
         size, kind, table = study.size(spec.gamma), _kind(spec), _table(spec)
         if kind not in costs:
             costs[kind] = image_costs(stand_in(spec, size, device))
-        now = pool._read_progress(study.store, spec)
-        if not now or not pool.has_checkpoint(study.store, spec):
+        now = pool.read_progress(study.store, spec)
+        if not now or not study.store.checkpoint(spec).exists():
             now = {"epoch": 0}
         steps = sum(size.counts) // spec.batch * (spec.epochs - now["epoch"])
         tests = size.tests * -(-(spec.epochs - now["epoch"]) // spec.eval_every)

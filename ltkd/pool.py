@@ -157,16 +157,12 @@ def make(
                 except Diverged as error:
                     out.failed[identity(spec)] = str(error)
                 except (BrokenProcessPool, torch.AcceleratorError) as error:
-                    on_gpu = isinstance(error, torch.AcceleratorError)
-                    if on_gpu and "out of memory" in str(error):
-                        out.failed[identity(spec)] = _reason(spec, error)
-                        advance(spec, False)
-                        continue
                     killed += not broken
                     broken = True  # after an error of its GPU a process makes no run any more
                     if identity(spec) not in suspects:
                         suspects.add(identity(spec))
                         todo = {identity(spec): spec, **todo}
+                        on_gpu = isinstance(error, torch.AcceleratorError)
                         what = "failed on its GPU" if on_gpu else "was killed"
                         _say(f"{spec.title}: a process {what}; goes on alone from where it was")
                         continue
@@ -215,7 +211,7 @@ def _reason(spec: RunSpec, error: Exception) -> str:
             f"{spec.title}: its process was killed twice (out of memory? fewer --jobs, "
             "or a smaller batch in the file)"
         )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return (
             f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the file "
             f"(now {spec.batch}). {str(error).partition('. ')[0]}"
@@ -284,7 +280,7 @@ def _display(
     def look() -> None:
         while not over.wait(0.5):
             for spec in flying():
-                name, now = identity(spec), _read_progress(store, spec)
+                name, now = identity(spec), read_progress(store, spec)
                 if now is None:
                     continue
                 if bars:
@@ -321,9 +317,10 @@ def _display(
             bars.stop()
 
 
-def _read_progress(store: Store, spec: RunSpec) -> dict[str, Any] | None:
+def read_progress(store: Store, spec: RunSpec) -> dict[str, Any] | None:
+    """What an unfinished run last told of itself; None where it never began."""
     try:
-        return dict(loads((store.run_folder(spec) / "progress.json").read_text()))
+        return dict(loads(store.progress(spec).read_text()))
     except (OSError, ValueError):
         return None
 
@@ -335,7 +332,7 @@ def _note(now: dict[str, Any]) -> str:
 
 def progress_of(store: Store, spec: RunSpec) -> str:
     """Where an unfinished run is, in words; empty when it never began."""
-    now = _read_progress(store, spec)
+    now = read_progress(store, spec)
     if now is None:
         return ""
     at = f"epoch {now['epoch']}/{now['epochs']}"
@@ -343,12 +340,8 @@ def progress_of(store: Store, spec: RunSpec) -> str:
     if alive(now["pid"]):
         return f"{at}, {_note(now)}"
     return f"stopped after {at}, " + (
-        "goes on from its checkpoint" if has_checkpoint(store, spec) else "begins anew"
+        "goes on from its checkpoint" if store.checkpoint(spec).exists() else "begins anew"
     )
-
-
-def has_checkpoint(store: Store, spec: RunSpec) -> bool:
-    return (store.run_folder(spec) / "checkpoint.safetensors").exists()
 
 
 def _say(line: str) -> None:

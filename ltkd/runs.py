@@ -102,6 +102,14 @@ class Store:
     def run_folder(self, spec: RunSpec) -> Path:
         return self.folder / "runs" / identity(spec)
 
+    def checkpoint(self, spec: RunSpec) -> Path:
+        """What an unfinished run goes on from, where it has come that far."""
+        return self.run_folder(spec) / "checkpoint.safetensors"
+
+    def progress(self, spec: RunSpec) -> Path:
+        """Where an unfinished run is, for those who watch it."""
+        return self.run_folder(spec) / "progress.json"
+
     def same_processes(self, spec: RunSpec) -> None:
         """Raises ValueError where another number of processes began this very run and left it."""
         begun = {path.parent.name for path in self.folder.glob("runs/*/checkpoint.safetensors")}
@@ -182,9 +190,9 @@ class Store:
 
     def tidy(self, spec: RunSpec) -> None:
         """Remove what a kill between a run's record and its end left beside the record."""
-        for name in ("checkpoint.safetensors", "progress.json"):
+        for path in (self.checkpoint(spec), self.progress(spec)):
             with suppress(OSError):  # a store may also be read-only
-                (self.run_folder(spec) / name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def keep_split(self, indices: np.ndarray) -> str:
         """Save which training images were drawn, once for all runs that share them.
@@ -269,7 +277,9 @@ def run(
     outputs    the study's folder; None: outputs/scratch
     stop       polled at every step; when true the run saves a checkpoint and raises Stopped
     Raises DataError when the data is missing, ParameterError when the spec asks for more than it
-    holds or a class would keep no image. Two processes that ask for the same run do it once;
+    holds or a class would keep no image, Diverged when its teacher diverged (a student that did has
+    a record which says so), ValueError for a GPU that is not there or another number of processes.
+    Two processes that ask for the same run do it once;
     those that torchrun started for it, ``spec.processes`` of them, make it together.
     """
     n, world = spec.processes, parallel.world()
@@ -296,7 +306,12 @@ def run(
         parallel.in_turn(lambda: held.enter_context(mine))
         found = parallel.in_turn(lambda: store.get(spec))
         if not found:
-            _make(spec, store, pick_device(device), data_root, stop)
+            try:
+                _make(spec, store, pick_device(device), data_root, stop)
+            except torch.AcceleratorError as error:  # full is full, whichever call of CUDA met it
+                if "out of memory" in str(error):
+                    raise torch.OutOfMemoryError(str(error)) from error
+                raise
             found = parallel.in_turn(lambda: store.get(spec))
     assert found is not None
     return found
@@ -308,7 +323,6 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     gpu = device.type == "cuda"
     if gpu:
         same_bits()
-    folder = store.run_folder(spec)
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     check_fit(spec, data.counts.tolist())
     feed = data.feed(device)
@@ -321,7 +335,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         table = store.folder / "tables" / f"{identity(spec.teacher_spec)}-{teacher_sha256[:12]}"
         model = store.load_model(spec.teacher_spec).to(device)
         teacher = Teacher(model, spec, feed, table if spec.teacher_source == "table" else None)
-    progress, checkpoint = folder / "progress.json", folder / "checkpoint.safetensors"
+    progress, checkpoint = store.progress(spec), store.checkpoint(spec)
 
     def begin() -> Trainer:
         objective = initial_objective(spec, data, model)
