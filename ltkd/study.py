@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .adjust import TAUS, adjusted_counts, has_curve
+from .curves import TAUS, adjusted_counts, has_curve
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import class_groups
 from .methods import ABLATIONS, METHODS, Args
@@ -81,6 +81,8 @@ class Place(NamedTuple):
 class Study:
     """The runs that one parameter file asks for, and what came back.
 
+    outputs   the results root (else LTKD_OUTPUTS, else outputs/); the study's folder is below it
+    A ``part`` of it is one of PARTS.
     Raises ParameterError when a parameter is unknown or out of range.
     """
 
@@ -376,7 +378,7 @@ class Study:
         return pd.DataFrame(rows)
 
     def adjusted(self, part: str) -> pd.DataFrame:
-        """A row a run and tau of ``adjust.TAUS``: accuracies with the prior taken out afterwards.
+        """A row a run and tau of ``curves.TAUS``: accuracies with the prior taken out afterwards.
 
         as_trained marks the tau at which the logits are as the loss left them. Runs whose network
         is not kept here are left out.
@@ -437,10 +439,11 @@ class Study:
     def schedule(self) -> str:
         """As a setting names it; plain "steps" is the recipe's own schedule, on the test set."""
         p = self.parameters
-        fields = ("lr", "batch", "clip_norm", "groups", "alpha", "beta", "method_args")
+        fields = ["groups", "alpha", "beta", "method_args"]
+        fields += ["lr", "batch", "clip_norm"] if p.schedule == "steps" else []
         changed = any(getattr(p, k) != StudyParameters.model_fields[k].default for k in fields)
         theirs = (None,) if p.dataset == "imagenet" else (None, 4.0)
-        own = p.schedule == "steps" and (changed or p.temperature not in theirs)
+        own = changed or p.temperature not in theirs
         size, standard = p.images and p.images.size, {"tiny_imagenet": 64, "imagenet": 224}
         small = f"{size} pixels" if size and size != standard.get(p.dataset, size) else ""
         held = "held-out images" if p.holdout else ""

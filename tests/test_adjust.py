@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltkd import Study, adjust_logits
-from ltkd.adjust import TAUS, adjusted_counts
+from ltkd.curves import TAUS, adjusted_counts
 from ltkd.methods import METHODS
 
 CPU = torch.device("cpu")

@@ -1,0 +1,54 @@
+"""What a finished student comes to while the class prior is taken out of its logits, step by step:
+``adjust_logits`` at each tau, on the test images."""
+
+import json
+
+import numpy as np
+import torch
+
+from . import files
+from .adjust import adjust_logits
+from .data import LongTailed
+from .methods import METHODS
+from .runs import RunRecord, Store
+from .train import predict
+
+TAUS = tuple(k / 4 for k in range(9))  # 0 to 2
+
+
+def has_curve(store: Store, record: RunRecord) -> bool:
+    """Whether ``adjusted_counts`` of a run has something to go by."""
+    return (record.folder / "adjusted.json").exists() or store.model_path(record.spec).exists()
+
+
+def adjusted_counts(
+    store: Store, record: RunRecord, data: LongTailed, device: torch.device
+) -> np.ndarray | None:
+    """Correct test images a class at each of TAUS, [T, C]; None where the network is not kept.
+
+    tau counts from the biased space for every method alike: a student that balanced softmax has
+    trained stands at tau = 1 as it is. What was computed once lies beside the record.
+    """
+    path = record.folder / "adjusted.json"
+    about = {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
+    try:
+        kept = files.unsealed(json.loads(path.read_text()))
+        if {key: kept[key] for key in about} != about:
+            raise ValueError("it is of another network or other values of tau")
+        return np.asarray(kept["correct"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        print(f"{path}: damaged ({error}); made anew", flush=True)
+    spec = record.spec
+    if not store.model_path(spec).exists() or (data.counts < 1).any():
+        return None
+    model = store.load_model(spec).to(device)
+    logits = predict(model, data, data.test_images, spec).cpu()
+    own, labels = float(METHODS[spec.method].balanced), data.test_labels
+    right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
+             for tau in TAUS]  # fmt: skip
+    correct = torch.stack([one.bincount(minlength=len(data.counts)) for one in right])
+    values = files.sealed(about | {"correct": correct.tolist()})
+    files.write_atomic(path, json.dumps(values) + "\n")
+    return correct.numpy()
