@@ -368,7 +368,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         for metric in ("all", "tail"):
             gap, mean = prediction(expected[metric], len(made)), made[metric].mean()
             where = f"{given.row}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
-            if not gap.wide:
+            if not gap.has_width:
                 print(f"{where}; {gap.mean:.2f} % for every seed, so no interval is stated")
                 continue
             inside &= (good := gap.low <= mean <= gap.high)

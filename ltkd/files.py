@@ -210,9 +210,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def many(things: Sized, what: str) -> str:
-    """'1 run' or '3 runs'."""
-    return f"{len(things)} {what}{'s' * (len(things) != 1)}"
+def many(things: Sized | int, what: str) -> str:
+    """'1 run', '3 runs', '2 classes': of things, or of their number."""
+    n = things if isinstance(things, int) else len(things)
+    return f"{n} {what}{'' if n == 1 else 'es' if what.endswith(('s', 'ch')) else 's'}"
 
 
 def clock(seconds: float) -> str:

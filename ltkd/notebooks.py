@@ -75,7 +75,7 @@ def execute(
     reports.mkdir(parents=True, exist_ok=True)
     stem = notebook.stem
     part = reports / f".{stem}.part.ipynb"  # papermill wants the suffix; the dot hides it
-    report, failed = reports / f"{stem}.ipynb", reports / f"{stem}.failed.ipynb"
+    report, (failed, failed_page) = reports / f"{stem}.ipynb", failed_copies(reports, stem)
     error: Exception | None = None
     try:
         with tempfile.TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-") as scratch:
@@ -109,7 +109,7 @@ def execute(
             write_atomic(failed, nbformat.writes(executed) + "\n")
             with suppress(Exception):  # the text and the failed notebook say it already
                 html = page.html(executed, failed, manifest=None)
-                write_atomic(failed.with_suffix(".html"), html)
+                write_atomic(failed_page, html)
             return NotebookResult(notebook, False, failed, seconds, raised, text)
         write_atomic(part, nbformat.writes(executed) + "\n")
         manifest = _manifest(executed)
@@ -121,7 +121,7 @@ def execute(
             write_atomic(reports / name, table)
         os.replace(part, report)
         write_atomic(report.with_suffix(".html"), html)
-        for stale in (failed, failed.with_suffix(".html")):
+        for stale in (failed, failed_page):
             stale.unlink(missing_ok=True)
         if manifest is not None:  # last: a report is up to date when its manifest says so
             path = report.with_suffix(".manifest.json")
@@ -162,7 +162,7 @@ def execute_all(
             return None if halt.is_set() else execute(path, parameters, reports, **options)
         except Exception as error:  # a fault of ours or of the disk: say it, go on with the rest
             text = str(error) if isinstance(error, OSError) else traceback.format_exc()
-            copy = Path(reports) / f"{path.stem}.failed.ipynb"
+            copy, _ = failed_copies(Path(reports), path.stem)
             failure = NotebookResult(path, False, copy, 0, type(error).__name__, f"{path}: {text}")
             return None if halt.is_set() else failure
 
@@ -178,6 +178,11 @@ def execute_all(
                     _kill_group(manager)
                 time.sleep(0.1)
     return [result for future in futures if (result := future.result())]
+
+
+def failed_copies(reports: Path, stem: str) -> tuple[Path, Path]:
+    """What a failure leaves beside the last good report: the notebook and its page."""
+    return reports / f"{stem}.failed.ipynb", reports / f"{stem}.failed.html"
 
 
 def _manifest(executed: Any) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import canonical, data_root, sha256
+from ..files import canonical, data_root, many, sha256
 from ..groups import class_groups
 from ..params import FILE_SETS, RECIPES, Images
 from . import folders
@@ -36,7 +36,7 @@ def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
     """Images kept of each class, class 0 the most: int(n_max * (1 / gamma)^(c / (C - 1))).
 
     Returns a LongTensor [C]. gamma is the imbalance factor, largest over smallest class.
-    Raises ValueError for gamma < 1.
+    Raises ValueError for gamma < 1, n_max < 1 or fewer than two classes.
     """
     if not gamma >= 1:
         raise ValueError(f"gamma = {gamma}: largest over smallest class, so it is at least 1")
@@ -97,7 +97,8 @@ class LongTailed:
     def clipping(self) -> str:
         """What the classes lack of the profile, in words; empty when they lack nothing."""
         short = int((self.clipped > 0).sum())
-        text = f"{int(self.clipped.sum())} images fewer than the profile asks, in {short} classes"
+        lacking = many(int(self.clipped.sum()), "image")
+        text = f"{lacking} fewer than the profile asks, in {many(short, 'class')}"
         return text if short else ""
 
     def groups(self, n: int = 3) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..files import cores, data_root, locked, many, sha256, write_atomic
-from ..notebooks import execute_all
+from ..notebooks import execute_all, failed_copies
 from ..params import RECIPES
 from ..study import PARTS, Study
 from . import page, paper, tables
@@ -42,7 +42,7 @@ def build(
         stale = [path for path in notebooks if not fresh(study, path.stem)]
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
         good = [path.stem for path in notebooks if path not in stale]
-        refuted = [reports / f"{name}.failed.{kind}" for name in good for kind in ("ipynb", "html")]
+        refuted = [path for name in good for path in failed_copies(reports, name)]
         old = [path for path in refuted if path.exists()]  # of a run with other parameters, say
         for path in old:
             path.unlink()
@@ -89,14 +89,21 @@ def write_runs(study: Study) -> None:
 
 def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
-    pairs = " and ".join(pair.label for pair in study.pairs)
+    *first, last = (pair.label for pair in study.pairs)
+    pairs = f"{', '.join(first)} and {last}" if first else last
     epochs = p.epochs or RECIPES[p.dataset].epochs
-    own = [paper.comparable(setting) for setting, _ in tables.settings(study, "distillation")]
+    own: dict[paper.Setting, bool] = {}
+    for part in ("distillation", "ablations", "group_count"):
+        for setting, _ in tables.settings(study, part):
+            table = setting.table if part == "distillation" else part
+            own[setting] = own.get(setting, False) or paper.comparable(setting, table)
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, {study.drawn}, {epochs} epochs, "
-        f"{many(p.seeds, 'seed')}, {many(p.methods, 'method')}. " + _beside(own)
+        f"{many(p.seeds, 'seed')}, {many(p.methods, 'method')}. " + _beside([*own.values()])
     )
+    if len(more := study.others()):
+        intro += f" Beside the pages runs.csv has {many(more, 'finished run')} more, with no part."
     title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
     page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
     with locked(study.folder.parent / "index.lock"):  # else one study could leave out another
@@ -105,6 +112,8 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
 
 def _beside(own: Sequence[bool]) -> str:
     """What the paper's numbers are to a study: for each of its settings, whether they are of it."""
+    if not own:
+        return ""
     if not any(own):
         return (
             "This is not the paper's setting: its numbers stand for orientation, never subtracted."

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..files import sha256, write_atomic
+from ..files import many, sha256, write_atomic
 from ..methods import METHODS
 from ..params import ParameterError
 from ..study import Study
@@ -20,8 +20,8 @@ tags: [knowledge-distillation, long-tailed-recognition]
 
 # {network}, {label}: {title}, imbalance factor {gamma:g}
 
-{network} trained for {epochs} epochs{teacher}: the highest accuracy over all classes, mean of {n}
-seeds, of the methods named below; the network is that of seed {seed}, whatever its own accuracy.
+{network} trained for {epochs} epochs{teacher}: the highest accuracy over all classes, mean of
+{n}, of the methods named below; the network is that of seed {seed}, whatever its own accuracy.
 
 ```python
 from ltkd import load_model
@@ -95,7 +95,7 @@ def write_card(study: Study) -> Path:
         dataset=spec.dataset, network=spec.student, label=METHODS[spec.method].label,
         title=data.title, gamma=row["gamma"], epochs=spec.epochs, study=study.name,
         teacher=f" with a {spec.teacher} teacher" if spec.teacher else " without a teacher",
-        n=len(best), seed=spec.seed,
+        n=many(best, "seed"), seed=spec.seed,
         mean=list(data.mean), std=list(data.std), side=data.test_images[0].shape[-1],
         tested=f"{len(data.test_labels)} {kind}",
         own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),

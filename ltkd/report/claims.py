@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from IPython.display import Markdown
 
+from ..files import many
 from . import paper, tables
 from .paper import Setting
-from .tables import LABELS, Interval, interval_of, marked, paired, verdict
+from .tables import LABELS, Interval, interval_of, marked, minus, paired, verdict
 
 CLAIMS = {
     1: "The teacher's mass goes to the head, and rebalancing evens it",
@@ -61,7 +62,7 @@ class Comparison(NamedTuple):
     claim: int
     text: str
     gap: Interval
-    unit: str = "seeds"
+    unit: str = "seed"
     kind: str = "higher"
     margin: float = 0.0
 
@@ -72,7 +73,7 @@ def group_margin() -> float:
     return float((grid[grid.index.astype(int) <= 25] - grid.loc["3"]).abs().max().max())
 
 
-def group_gaps(study: Any, setting: Setting, runs: pd.DataFrame) -> list[tuple[str, Interval]]:
+def group_tests(study: Any, setting: Setting, runs: pd.DataFrame) -> list[Comparison]:
     """What claim 5 is about: the changes from n = 3 up to 25 groups of at least four classes.
 
     The paper's 25 groups of 100 classes hold four each; one class a group is another method.
@@ -84,7 +85,18 @@ def group_gaps(study: Any, setting: Setting, runs: pd.DataFrame) -> list[tuple[s
     found = [(f"{n:g}", interval_of(gaps, n_groups=n)) for n in wanted]
     if rest or not found:
         found.append((", ".join(rest) or "4 to 25", Interval()))
-    return found
+    how: dict[str, Any] = {"kind": "equal", "margin": group_margin()}
+    return [Comparison(5, f"n = {n} − n = 3, all", gap, **how) for n, gap in found]
+
+
+def paired_tests(own: dict[str, pd.DataFrame]) -> Iterator[Comparison]:
+    """What paired differences decide, of the parts that are in ``own``."""
+    for claim, part, by, better, worse in _PAIRED:
+        if part in own:
+            gaps = paired(own[part], worse, by)
+            for metric in ("tail", "all"):
+                gap = interval_of(gaps, **{by: better, "metric": metric})
+                yield Comparison(claim, f"{minus(LABELS[better], LABELS[worse])}, {metric}", gap)
 
 
 def _comparisons(
@@ -93,19 +105,25 @@ def _comparisons(
     if setting.gamma == study.data().gamma:
         pair = next(p for p in study.pairs if tuple(p) == (setting.teacher, setting.student))
         for text, gap in tables.mass_effects(tables.batches(study, pair)).items():
-            yield Comparison(1, text, gap, "batches")
+            yield Comparison(1, text, gap, "batch")
     else:
         yield Comparison(1, "looked at in the first imbalance factor alone", Interval())
-    for claim, part, by, better, worse in _PAIRED:
-        gaps = paired(own[part], worse, by)
-        for metric in ("tail", "all"):
-            gap = interval_of(gaps, **{by: better, "metric": metric})
-            yield Comparison(claim, f"{LABELS[better]} − {LABELS[worse]}, {metric}", gap)
+    yield from paired_tests(own)
     ltkd = own["distillation"].query("method == 'ltkd'")["tail"]
     teacher = tables.own_teacher(setting, study.results("teachers"))["tail"]
     yield Comparison(3, "LTKD − its teacher, tail", tables.t_interval(ltkd - teacher))
-    for n, gap in group_gaps(study, setting, own["group_count"]):
-        yield Comparison(5, f"n = {n} − n = 3, all", gap, kind="equal", margin=group_margin())
+    yield from group_tests(study, setting, own["group_count"])
+
+
+def tested(tests: Iterable[Comparison]) -> pd.DataFrame:
+    """A row a test: claim, comparison, points (and interval), n, verdict."""
+    rows = []
+    for test in tests:
+        result = verdict(test.gap, test.kind, test.margin) if test.gap.n else "not tested here"
+        n = many(test.gap.n, test.unit) if test.gap.n else "—"
+        rows.append({"claim": test.claim, "comparison": test.text,
+                     "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
+    return pd.DataFrame(rows, columns=["claim", "comparison", "points", "n", "verdict"])
 
 
 def claims(study: Any) -> pd.DataFrame:
@@ -113,16 +131,12 @@ def claims(study: Any) -> pd.DataFrame:
     parts = ("distillation", "ablations", "group_count")
     found = {part: dict(tables.settings(study, part)) for part in parts}
     none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *tables.METRICS])
-    rows = []
+    rows = [tested([])]
     for setting in dict.fromkeys(s for own in found.values() for s in own):
         own = {part: found[part].get(setting, none) for part in parts}
-        for test in sorted(_comparisons(study, setting, own), key=lambda test: test.claim):
-            result = verdict(test.gap, test.kind, test.margin) if test.gap.n else "not tested here"
-            n = f"{test.gap.n} {test.unit}" if test.gap.n else "—"
-            rows.append({"setting": setting.title, "claim": test.claim, "comparison": test.text,
-                         "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
-    columns = ["setting", "claim", "comparison", "points", "n", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+        tests = sorted(_comparisons(study, setting, own), key=lambda test: test.claim)
+        rows.append(tested(tests).assign(setting=setting.title))
+    return pd.concat(rows, ignore_index=True)
 
 
 def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
@@ -159,16 +173,18 @@ def questions(
 
 def headline(setting: Setting, runs: pd.DataFrame) -> Markdown:
     """The study in one sentence: LTKD against KD and against the simplest corrections."""
-    parts, seeds = [], 0
-    for worse in ("kd", "kd_adjusted", "balanced_softmax", "kd_removed"):
+    parts, seeds = [], set()
+    for worse in ("kd", "kd_adjusted", "balanced_softmax", "kd_ce1_removed"):
         gaps = paired(runs, worse)
         tail, whole = (interval_of(gaps, method="ltkd", metric=m) for m in ("tail", "all"))
-        seeds = max(seeds, tail.n)
         if tail.n:
+            seeds.add(tail.n)
             parts.append(
-                f"**LTKD − {LABELS[worse]}** is {tail.difference()} points on the tail "
+                f"**{minus('LTKD', LABELS[worse])}** is {tail.difference()} points on the tail "
                 f"({tail.side}) and {whole.difference()} overall ({whole.side})"
             )
-    found = "; ".join(parts) or "LTKD or its references are not among the runs"
-    how = "One seed" if seeds < 2 else f"95 % t intervals, paired over n = {seeds} seeds"
-    return Markdown(f"{setting.title}: {found}. {how}, for one split and one teacher.")
+    if not parts:
+        return Markdown(f"{setting.title}: LTKD or its references are not among the runs.")
+    n = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)}))
+    how = "One seed" if n == "1" else f"95 % t intervals, paired over n = {n} seeds"
+    return Markdown(f"{setting.title}: {'; '.join(parts)}. {how}, for one split and one teacher.")

@@ -92,6 +92,7 @@ def picture(
     made-up one at gamma."""
     counts = own[1] if own else long_tailed_counts(LARGEST, CLASSES, gamma)
     logits = own[0] if own else made_up_teacher(counts)
+    n_groups = min(n_groups, len(counts))
     mass, pull = scene(logits, counts, n_groups, temperature, alpha, beta)
     low, high = (mass.groupby("stage")["share"].agg(f)["the teacher"] for f in ("min", "max"))
     alt = (

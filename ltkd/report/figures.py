@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
+from ..files import many
 from ..study import network_label
-from .tables import GROUPS, METRICS
+from .tables import GROUPS, METRICS, TAILS
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
@@ -62,7 +63,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             if isinstance(rows, pd.DataFrame) and rows.empty:
                 figure, (axes,) = _panels(height=0.8)
                 axes.axis("off")
-                axes.text(0.5, 0.5, "This study has no such runs.", ha="center", va="center")
+                axes.text(
+                    0.5,
+                    0.5,
+                    "Nothing to draw: the study has no such runs.",
+                    ha="center",
+                    va="center",
+                )
             else:
                 figure = draw(rows, *args, **kwargs)
             figure.draw_without_rendering()
@@ -173,7 +180,8 @@ def profile(classes: pd.DataFrame) -> Figure:
     for g, group in enumerate(GROUPS):
         part, (colour, _) = ranked[ranked["group"] == g], METRIC_LOOKS[group]
         axes.bar(part.index, part["count"], width=0.8 if few else 1.0, color=colour)
-        text = f"{group}\n{len(part)} classes\n{part['count'].sum():,} images"
+        n = int(part["count"].sum())
+        text = f"{group}\n{many(part, 'class')}\n{n:,} image{'s' * (n != 1)}"
         _name(axes, text, (np.mean(part.index), part["count"].max()), colour, (0, 5), ha="center")
     axes.margins(y=0.28)
     axes.grid(axis="x", visible=False)
@@ -206,7 +214,7 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
         for group in dict.fromkeys(mass["group"]):
             part = mass[(mass["batch"] == batch) & (mass["group"] == group)]
             share, (colour, marker) = part.groupby("stage")["share"], METRIC_LOOKS[group]
-            low, high = (share.quantile(q)[stages].to_numpy() for q in (0.025, 0.975))
+            low, high = (share.quantile(q)[stages].to_numpy() for q in TAILS)
             mean = share.mean()[stages].to_numpy()
             bars = [mean - low, high - mean]
             axes.errorbar(stages, mean, yerr=bars, fmt=f"{marker}-", color=colour)
@@ -404,29 +412,40 @@ def waterfall(steps: pd.DataFrame) -> Figure:
 
 @styled
 def trade_off(summary: pd.DataFrame) -> Figure:
-    """Each method's accuracy on the tail against that on all classes, with both intervals."""
-    figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * summary["label"].nunique()))
+    """Each method's accuracy on the tail against that on all classes, with both intervals; a line
+    leads to where it stands with the prior removed, which in ``summary`` is a method *_removed."""
+    removed = summary["method"].str.endswith("_removed")
+    after = summary[removed].pivot_table(index="method", columns="metric", values="mean")
+    trained = summary[~removed]
+    figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * trained["label"].nunique()))
     ends = []
-    for method, part in summary.groupby("method", sort=False):
+    for method, part in trained.groupby("method", sort=False):
         colour, marker = look(str(method))
         x, y = (part[part["metric"] == metric] for metric in ("all", "tail"))
+        if f"{method}_removed" in after.index:
+            to = after.loc[f"{method}_removed"]
+            course = [x["mean"].item(), to["all"]], [y["mean"].item(), to["tail"]]
+            axes.plot(*course, ":", color=colour, lw=1.1, zorder=1)
+            axes.plot(to["all"], to["tail"], "x", color=colour, ms=6, mew=1.8, zorder=5)
         face = "white" if part["ours"].any() else colour
         how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
         ends.append((x["mean"].iloc[0], y["mean"].iloc[0], str(x["label"].iloc[0]), colour))
     axes.set(xlabel="all classes, %", ylabel="tail classes, %")
-    _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper")
+    crosses = "" if after.empty else "\ncross: the same students, prior removed"
+    _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper{crosses}")
     _end_labels(axes, ends)
     return figure
 
 
 @styled
-def frontier(adjusted: pd.DataFrame, by: str = "method", methods: Sequence[str] = FOCUS) -> Figure:
+def frontier(adjusted: pd.DataFrame, by: str = "method") -> Figure:
     """Head against tail while the prior is taken out of finished students, a curve a method or,
-    ``by`` variant, a setting.
+    ``by`` variant, a setting in its method's colour.
 
-    Filled: as trained; hollow: tau = 1. ``methods`` are in colour, the others grey.
+    Filled: as trained; hollow: tau = 1. Of methods only those in FOCUS are in colour, others grey.
     """
+    methods = FOCUS if by == "method" else tuple(adjusted["method"].unique())
     figure, (axes,) = _panels(height=3.8)
     ends: dict[str, tuple[float, float, str, str]] = {}
     for _, part in adjusted.groupby(by, sort=False):

@@ -58,8 +58,12 @@ class Setting(NamedTuple):
 
     @property
     def table(self) -> str:
-        """Which of the paper's tables compares methods on its data set, as far as we have it."""
-        return "main" if self.dataset == "imagenet" else "secondary"
+        """Which of the paper's tables compares methods in it, or on its data set, as far as we have
+        them; of some pairs we know LTKD alone, from the table of group counts."""
+        if self.dataset == "imagenet":
+            return "main"
+        in_notes = self in settings("secondary") or self not in settings("three_groups")
+        return "secondary" if in_notes else "three_groups"
 
     @property
     def slug(self) -> str:
@@ -79,6 +83,9 @@ def _load() -> pd.DataFrame:
                 own = part[column] + "_imagenet"
                 part[column] = own.where(own.isin(NETWORKS), part[column])
         parts.append(part.assign(trust=trust, gamma=part["gamma"] if gamma is None else gamma))
+        if table == "group_count":  # its LTKD of three groups is a cell of a table of methods, too
+            three = parts[-1][part["cell"] == "3"]
+            parts.append(three.assign(table="three_groups", cell="ltkd"))
     columns = ["table", "dataset", "gamma", "teacher", "student", "cell", "metric", "top1", "trust"]
     return pd.concat(parts, ignore_index=True).astype({"gamma": float})[columns]
 
@@ -86,7 +93,8 @@ def _load() -> pd.DataFrame:
 def reported(table: str, **where: object) -> pd.DataFrame:
     """The paper's cells, a row each: ``reported("secondary", cell="ltkd", metric="tail")``.
 
-    ``table`` is main, secondary, ablations or group_count. ``cell`` tells its rows apart: a method
+    ``table`` is main, secondary, ablations, group_count or three_groups (LTKD's, of the table of
+    group counts). ``cell`` tells its rows apart: a method
     by our name ("catkd"), a variant of the ablation ("within_only") or a number of groups ("25").
     """
     rows = _load()
@@ -109,10 +117,9 @@ def settings(table: str) -> list[Setting]:
     return [Setting(data, g, teacher, student, EPOCHS[data]) for data, g, teacher, student in rows]
 
 
-def comparable(setting: Setting, *tables: str) -> bool:
-    """Whether one of the tables (none named: any of the paper's) has this very setting: data set,
-    gamma, both networks and the schedule."""
-    return any(setting in settings(table) for table in tables or _TABLES)
+def comparable(setting: Setting, table: str) -> bool:
+    """Whether the table has this very setting: data set, gamma, both networks, the schedule."""
+    return setting in settings(table)
 
 
 def beside(setting: Setting, table: str) -> tuple[str, pd.DataFrame]:

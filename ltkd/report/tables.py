@@ -19,6 +19,7 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
+from ..files import many
 from ..methods import METHODS
 from . import paper
 from .paper import Setting
@@ -62,28 +63,30 @@ class Interval:
         mean = _shown(self.mean, digits)
         if self.n < 2:
             return f"{mean} (1)" if self.n else "—"
-        if not self.wide:
+        if not self.has_width:
             return f"{mean} ({self.n}, equal)"
         return f"{mean} ± {_shown((self.high - self.low) / 2, digits)} ({self.n})"
 
     def difference(self, digits: int = 1) -> str:
-        """'+2.1 [0.3, 3.9]', with a true minus sign."""
+        """'+2.1 [0.3, 3.9]', with a true minus sign; equal values have no interval to show."""
         if not self.n:
             return "—"
         ends = ", ".join(_shown(end, digits) for end in (self.low, self.high))
-        ends = f"[{ends}]" if self.n > 1 else "(no interval)"
+        if not self.has_width:
+            ends = f"{self.n}, equal" if self.n > 1 else "no interval"
+        ends = f"[{ends}]" if self.has_width else f"({ends})"
         return f"{_shown(self.mean, digits, '+')} {ends}".replace("-", "−")
 
     @property
     def side(self) -> str:
         """On which side of zero the whole interval lies; one without width, as of seeds that are
         all equal, says nothing."""
-        if not self.wide:
+        if not self.has_width:
             return "not resolved"
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not resolved"
 
     @property
-    def wide(self) -> bool:
+    def has_width(self) -> bool:
         """Whether there is an interval, of more than rounding's width."""
         return self.high - self.low > 1e-9
 
@@ -102,23 +105,23 @@ def prediction(values: Iterable[float], m: int) -> Interval:
     by sqrt(1 + n / m) for the new seeds' own scatter. Seeds that are all equal, as with a handful
     of right answers in the tail, say nothing of it: there is none (low and high are NaN)."""
     gap = t_interval(values)
-    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m) if gap.wide else np.nan
+    half = (gap.high - gap.mean) * np.sqrt(1 + gap.n / m) if gap.has_width else np.nan
     return Interval(gap.mean, gap.mean - half, gap.mean + half, gap.n)
 
 
 def verdict(gap: Interval, claim: str = "higher", margin: float = 0.0) -> str:
     """confirmed, contradicted or not resolved, from the interval of a difference.
 
-    claim "higher" or "lower": on which side of zero the whole interval lies. "equal": whether it
-    lies within +-margin (confirmed) or wholly outside (contradicted).
+    claim "higher": on which side of zero the whole interval lies. "equal": whether it lies within
+    +-margin (confirmed) or wholly outside (contradicted).
     """
     if claim == "equal":
-        yes = gap.wide and -margin <= gap.low and gap.high <= margin
-        no = gap.wide and (gap.low > margin or gap.high < -margin)
-    elif claim in ("higher", "lower"):
-        yes, no = gap.side == claim, gap.side not in (claim, "not resolved")
+        yes = gap.has_width and -margin <= gap.low and gap.high <= margin
+        no = gap.has_width and (gap.low > margin or gap.high < -margin)
+    elif claim == "higher":
+        yes, no = gap.side == "higher", gap.side == "lower"
     else:
-        raise ValueError(f"claim = {claim!r}: allowed: higher, lower, equal")
+        raise ValueError(f"claim = {claim!r}: allowed: higher, equal")
     return "confirmed" if yes else "contradicted" if no else "not resolved"
 
 
@@ -193,6 +196,11 @@ def marked(label: str) -> str:
     return f"{label} (ours)" if ours else label
 
 
+def minus(better: str, worse: str) -> str:
+    """'LTKD − (KD, prior removed)': of a label with a comma one must see where it ends."""
+    return " − ".join(f"({label})" if "," in label else label for label in (better, worse))
+
+
 def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
     """The one interval of a tidy frame that matches; n = 0 when there is none."""
     for column, value in where.items():
@@ -227,7 +235,7 @@ def to_reproduce(runs: pd.DataFrame) -> pd.DataFrame:
         found = {metric: prediction(rows[metric], len(rows)) for metric in ("all", "tail")}
         none = "one seed: no interval" if len(rows) == 1 else "seeds equal: no interval"
         cells[method] = {
-            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.wide else none
+            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.has_width else none
             for k, gap in found.items()
         }
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row")
@@ -245,7 +253,7 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
     own = (
         "the folder's test images" if "folder" in set(runs["dataset"]) else "the balanced test set"
     )
-    images = f"{held} training images a class, held out" if held else own
+    images = f"{many(int(held), 'training image')} a class, held out" if held else own
     return Markdown(
         f"*Top-1 accuracy in percent on {images}, last epoch; head, medium and tail "
         f"are means over classes; n = {n} seed{'s' * (n != '1')}; "
@@ -255,24 +263,21 @@ def note(runs: pd.DataFrame, by: str = "method") -> Markdown:
     )
 
 
-def sentence(row: Mapping[Any, Any], claim: str | None = None) -> str:
-    """'LTKD − KD on the tail: +2.1 points [0.3, 3.9], n = 5 seeds, paired: confirmed'.
-
-    Without a claim it ends with higher, lower or not resolved.
-    """
+def sentence(row: Mapping[Any, Any]) -> str:
+    """'LTKD − KD on the tail: +2.1 points [0.3, 3.9], n = 5 seeds, paired: higher'."""
     gap = Interval.of(row)
     where = "overall" if row["metric"] == "all" else f"on the {row['metric']}"
     value, _, ends = gap.difference().partition(" ")
     return (
-        f"**{row['label']} − {row['reference']}** {where}: {value} points {ends}, n = {gap.n} "
-        f"seed{'s' * (gap.n != 1)}, paired: **{verdict(gap, claim) if claim else gap.side}**"
+        f"**{minus(row['label'], row['reference'])}** {where}: {value} points {ends}, "
+        f"n = {many(gap.n, 'seed')}, paired: **{gap.side}**"
     )
 
 
-def say(differences: pd.DataFrame, *metrics: str, claim: str | None = None) -> Markdown:
+def say(differences: pd.DataFrame, *metrics: str) -> Markdown:
     """One sentence a difference, as a list."""
     rows = differences[differences["metric"].isin(metrics or METRICS)].to_dict("records")
-    lines = "\n".join(f"- {sentence(row, claim)}" for row in rows)
+    lines = "\n".join(f"- {sentence(row)}" for row in rows)
     return Markdown(lines or "*Not tested here: the study has no such runs.*")
 
 
@@ -285,11 +290,12 @@ def with_curves(study: Any) -> Iterator[tuple[Setting, pd.DataFrame, pd.DataFram
         yield setting, runs, both[both["run"].isin(own)]
 
 
-def not_kept(runs: pd.DataFrame, adjusted: pd.DataFrame) -> list[Markdown]:
-    """A line that names the methods of ``runs`` whose networks, and so curves, are not kept."""
-    names = runs.loc[~runs["run"].isin(adjusted["run"]), "label"].unique()
+def not_kept(runs: pd.DataFrame, adjusted: pd.DataFrame, by: str = "label") -> list[Markdown]:
+    """A line that names the methods (or variants) of ``runs`` with a network, and so a curve, that
+    is not kept."""
+    names = runs.loc[~runs["run"].isin(adjusted["run"]), by].unique()
     text = "*Networks not kept, so that nothing is known of them after training: "
-    return [Markdown(f"{text}{', '.join(names)}.*")] if len(names) else []
+    return [Markdown(f"{text}{'; '.join(names)}.*")] if len(names) else []
 
 
 def prior_removed(adjusted: pd.DataFrame) -> pd.DataFrame:
@@ -350,24 +356,46 @@ def plane(runs: pd.DataFrame) -> pd.DataFrame:
     return max(parts, key=len, default=own[:0])
 
 
+def not_reached(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> list[Markdown]:
+    """A line that names what ``at_equal_head`` leaves out: curves that do not reach its height."""
+    _, missed = _at_height(adjusted, reference)
+    if not missed:
+        return []
+    seeds: dict[str, list[str]] = {}
+    for label, seed in missed:
+        seeds.setdefault(label, []).append(str(seed))
+    names = "; ".join(f"{label} (seed {', '.join(each)})" for label, each in seeds.items())
+    return [Markdown(f"*Left out, for the curve does not reach that head accuracy: {names}.*")]
+
+
 def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
     """Whether a method's curve lies above the reference's: ``paired`` differences at one height.
 
     In each seed every curve is read, between its values of tau, where its head accuracy is that
     of the reference with the prior removed; values of tau with the same head count as one point,
-    their mean. No tau is chosen. Curves that do not reach it are left out.
+    their mean. No tau is chosen. Curves that do not reach it are left out: ``not_reached``.
     """
+    frame, _ = _at_height(adjusted, reference)
+    return paired(frame, reference, metrics=["all", "medium", "tail"])
+
+
+def _at_height(
+    adjusted: pd.DataFrame, reference: str
+) -> tuple[pd.DataFrame, list[tuple[str, int]]]:
+    """Every student's curve at the reference's head accuracy; (label, seed) of the others."""
     one = adjusted[(adjusted["method"] == reference) & (adjusted["tau"] == 1)]
     height, rows, metrics = one.set_index("seed")["head"], [], ["all", "medium", "tail"]
     students = adjusted[adjusted["seed"].isin(height.index) & (adjusted["method"] != "teacher")]
+    missed = []
     for key, part in students.groupby("run", sort=False):
         course, about = part.groupby("head")[metrics].mean(), part.iloc[0]
         at = height[about["seed"]]
         if course.index[0] <= at <= course.index[-1]:
             read = {m: np.interp(at, course.index, course[m]) for m in metrics}
             rows.append({"run": key, **about[["method", "ours", "seed"]], **read})
-    frame = pd.DataFrame(rows, columns=["run", "method", "ours", "seed", *metrics])
-    return paired(frame, reference, metrics=metrics)
+        else:
+            missed.append((LABELS.get(about["method"], about["method"]), about["seed"]))
+    return pd.DataFrame(rows, columns=["run", "method", "ours", "seed", *metrics]), missed
 
 
 def bootstrap(
@@ -480,8 +508,8 @@ def against_paper(runs: pd.DataFrame, setting: Setting, table: str) -> pd.DataFr
 
 
 LTKD_CELLS = {
-    "main": "ltkd", "secondary": "ltkd", "ablations": "cross_and_within",
-    "group_count": "3"}  # fmt: skip
+    "main": "ltkd", "secondary": "ltkd", "three_groups": "ltkd",
+    "ablations": "cross_and_within"}  # fmt: skip
 
 
 def nearest_to_paper(runs: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -697,10 +725,10 @@ def frequency_sentence(per_class: pd.DataFrame) -> Markdown:
     for label, part in per_class.groupby("label", sort=False):
         mean = part.groupby("class_id")[["accuracy", "count", "group"]].mean()
         flat = mean["accuracy"].nunique() < 2 or mean["count"].nunique() < 2
-        rho = np.nan if flat else stats.spearmanr(mean["count"], mean["accuracy"]).statistic
+        rho = "none" if flat else f"{stats.spearmanr(mean['count'], mean['accuracy'])[0]:+.2f}"
         by_group = mean.groupby("group")["accuracy"].mean()
         text = (
-            f"rank correlation {rho:+.2f} over {len(mean)} classes, "
+            f"rank correlation {rho} over {len(mean)} classes, "
             f"head − tail {by_group.iloc[0] - by_group.iloc[-1]:+.1f} points"
         ).replace("-", "−")
         lines.append(f"- **{label}**, class frequency and accuracy: {text}")

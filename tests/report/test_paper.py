@@ -89,7 +89,8 @@ def test_comparable_only_with_everything_the_same():
     same = Setting("cifar100", 100.0, "vgg13", "vgg8", 240)
     assert paper.comparable(same, "group_count")
     assert not paper.comparable(same, "secondary")  # has no such pair
-    assert paper.comparable(same)  # one of its tables has it
+    assert paper.comparable(same, "three_groups")
+    assert paper.comparable(same._replace(gamma=10.0), "ablations")
     for other in (
         {"epochs": 60},
         {"gamma": 10.0},
@@ -97,10 +98,13 @@ def test_comparable_only_with_everything_the_same():
         {"student": "vgg13"},
         {"schedule": "one_cycle"},
     ):
-        assert not paper.comparable(same._replace(**other), "group_count")
-        assert paper.comparable(same._replace(**other)) == (other == {"gamma": 10.0})  # ablations
+        for table in ("group_count", "secondary", "three_groups"):
+            assert not paper.comparable(same._replace(**other), table)
     assert Setting("imagenet", 5.0, "a", "b", 100).table == "main"
-    assert same.table == "secondary"
+    assert Setting("cifar100", 100.0, "resnet32x4", "resnet8x4", 240).table == "secondary"
+    assert same._replace(epochs=30).table == "secondary"
+    assert same.table == "three_groups"
+    assert paper.reported("three_groups", student="vgg8")["top1"].tolist() == [47.66]
 
 
 def test_imagenets_networks_are_the_papers_by_its_names():
@@ -116,12 +120,15 @@ def test_imagenets_networks_are_the_papers_by_its_names():
             assert len(rows) == 16  # eight rows, tail and overall
     assert [pair.label for pair in study.pairs] == ["ResNet34-ResNet18", "ResNet50-MobileNetV1"]
     small = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps", images={"size": 64})
-    assert not paper.comparable(setting._replace(schedule=small.schedule))
+    assert not paper.comparable(setting._replace(schedule=small.schedule), "main")
     assert setting._replace(schedule=small.schedule).title.endswith("(steps, 64 pixels)")
     for own in ({"groups": 10}, {"alpha": 7.0}, {"temperature": 1.0}, {"lr": 0.1, "batch": 256},
                 {"method_args": {"kd": {"ce_weight": 0.5}}}):  # fmt: skip
         changed = Study(name="x", dataset="imagenet", pairs=pairs, schedule="steps", **own)
         assert changed.schedule == "steps, own values"
+    for own, name in (({"lr": 0.1, "batch": 256}, "one_cycle"),
+                      ({"alpha": 7.0}, "one_cycle, own values")):  # fmt: skip
+        assert Study(name="x", schedule="one_cycle", **own).schedule == name
 
 
 def test_beside_takes_the_closest_setting():
