@@ -46,7 +46,7 @@ load: env ## what the store costs a run, for 10 to 2,000 runs (ARGS="--real 100"
 	@$(BIN)/python tests/load.py $(ARGS)
 
 lab: env ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 clean: ## remove the environment, caches and what was made from params/quick.yaml
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache outputs/quick
