@@ -95,6 +95,8 @@ def _stamp(path: Path, values: dict[str, Any]) -> list[tuple[int, int, int]]:
 class Store:
     """One study's folder: runs/<id>/, teachers/<id>.safetensors, tables/, splits/."""
 
+    CHECKPOINT = "checkpoint.safetensors"
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._read: dict[Path, tuple[list[Any], RunRecord]] = {}
@@ -104,7 +106,7 @@ class Store:
 
     def checkpoint(self, spec: RunSpec) -> Path:
         """What an unfinished run goes on from, where it has come that far."""
-        return self.run_folder(spec) / "checkpoint.safetensors"
+        return self.run_folder(spec) / self.CHECKPOINT
 
     def progress(self, spec: RunSpec) -> Path:
         """Where an unfinished run is, for those who watch it."""
@@ -112,7 +114,7 @@ class Store:
 
     def same_processes(self, spec: RunSpec) -> None:
         """Raises ValueError where another number of processes began this very run and left it."""
-        begun = {path.parent.name for path in self.folder.glob("runs/*/checkpoint.safetensors")}
+        begun = {path.parent.name for path in self.folder.glob(f"runs/*/{self.CHECKPOINT}")}
         for n in range(1, 1025) if begun else ():
             folder = self.run_folder(spec.model_copy(update={"processes": n}))
             if n != spec.processes and folder.name in begun:

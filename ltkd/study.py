@@ -437,7 +437,10 @@ class Study:
 
     @property
     def schedule(self) -> str:
-        """As a setting names it; plain "steps" is the recipe's own schedule, on the test set."""
+        """As a setting names it; plain "steps" is the recipe's own schedule, on the test set.
+
+        "own values": of the losses, or, where the schedule is the recipe's, of the rest of it.
+        """
         p = self.parameters
         fields = ["groups", "alpha", "beta", "method_args"]
         fields += ["lr", "batch", "clip_norm"] if p.schedule == "steps" else []

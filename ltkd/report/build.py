@@ -93,10 +93,11 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
     pairs = f"{', '.join(first)} and {last}" if first else last
     epochs = p.epochs or RECIPES[p.dataset].epochs
     own: dict[paper.Setting, bool] = {}
-    for part in ("distillation", "ablations", "group_count"):
+    for part in ("distillation", "ablations", "group_count", "sweep"):
         for setting, _ in tables.settings(study, part):
-            table = setting.table if part == "distillation" else part
-            own[setting] = own.get(setting, False) or paper.comparable(setting, table)
+            which = {"distillation": [setting.table], "sweep": tables.LTKD_CELLS}.get(part, [part])
+            same = any(paper.comparable(setting, table) for table in which)
+            own[setting] = own.get(setting, False) or same
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
         f"{data.title}, {study.drawn}, {epochs} epochs, "

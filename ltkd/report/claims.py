@@ -131,12 +131,12 @@ def claims(study: Any) -> pd.DataFrame:
     parts = ("distillation", "ablations", "group_count")
     found = {part: dict(tables.settings(study, part)) for part in parts}
     none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *tables.METRICS])
-    rows = [tested([])]
+    rows = [tested([]).assign(setting="")]
     for setting in dict.fromkeys(s for own in found.values() for s in own):
         own = {part: found[part].get(setting, none) for part in parts}
         tests = sorted(_comparisons(study, setting, own), key=lambda test: test.claim)
         rows.append(tested(tests).assign(setting=setting.title))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True)[["setting", *rows[0].columns[:-1]]]
 
 
 def verdicts(tests: pd.DataFrame) -> pd.DataFrame:

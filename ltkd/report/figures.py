@@ -413,26 +413,27 @@ def waterfall(steps: pd.DataFrame) -> Figure:
 @styled
 def trade_off(summary: pd.DataFrame) -> Figure:
     """Each method's accuracy on the tail against that on all classes, with both intervals; a line
-    leads to where it stands with the prior removed, which in ``summary`` is a method *_removed."""
+    leads to where it stands with the prior removed, which in ``summary`` is a method *_removed, if
+    that is known of all its seeds."""
     removed = summary["method"].str.endswith("_removed")
-    after = summary[removed].pivot_table(index="method", columns="metric", values="mean")
-    trained = summary[~removed]
+    after, trained = summary[removed].set_index(["method", "metric"]), summary[~removed]
     figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * trained["label"].nunique()))
-    ends = []
+    ends, crosses = [], ""
     for method, part in trained.groupby("method", sort=False):
         colour, marker = look(str(method))
         x, y = (part[part["metric"] == metric] for metric in ("all", "tail"))
-        if f"{method}_removed" in after.index:
-            to = after.loc[f"{method}_removed"]
-            course = [x["mean"].item(), to["all"]], [y["mean"].item(), to["tail"]]
+        to = after.loc[f"{method}_removed"] if f"{method}_removed" in after.index else None
+        if to is not None and to.loc["all", "n"] == x["n"].item():
+            right, up = to.loc[["all", "tail"], "mean"]
+            course = [x["mean"].item(), right], [y["mean"].item(), up]
             axes.plot(*course, ":", color=colour, lw=1.1, zorder=1)
-            axes.plot(to["all"], to["tail"], "x", color=colour, ms=6, mew=1.8, zorder=5)
+            axes.plot(right, up, "x", color=colour, ms=6, mew=1.8, zorder=5)
+            crosses = "\ncross: the same students, prior removed"
         face = "white" if part["ours"].any() else colour
         how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
         ends.append((x["mean"].iloc[0], y["mean"].iloc[0], str(x["label"].iloc[0]), colour))
     axes.set(xlabel="all classes, %", ylabel="tail classes, %")
-    crosses = "" if after.empty else "\ncross: the same students, prior removed"
     _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper{crosses}")
     _end_labels(axes, ends)
     return figure

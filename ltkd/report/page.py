@@ -144,6 +144,7 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
     """
     import nbformat
 
+    from ..notebooks import failed_copies
     from .markup import Renderer
 
     made = []
@@ -151,7 +152,7 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
         title, question = _opening(nbformat.read(source, as_version=4), source.stem)
         text = Renderer().markdown(question).strip()
         report = folder / "reports" / f"{source.stem}.html"
-        broken = report.with_suffix(".failed.html")
+        broken = failed_copies(folder / "reports", source.stem)[1]
         manifest = read_manifest(report.with_suffix(".manifest.json")) or {}
         took = f" in {clock(manifest['seconds'])}" if "seconds" in manifest else ""
         status, note = {

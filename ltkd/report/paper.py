@@ -60,10 +60,13 @@ class Setting(NamedTuple):
     def table(self) -> str:
         """Which of the paper's tables compares methods in it, or on its data set, as far as we have
         them; of some pairs we know LTKD alone, from the table of group counts."""
-        if self.dataset == "imagenet":
-            return "main"
-        in_notes = self in settings("secondary") or self not in settings("three_groups")
-        return "secondary" if in_notes else "three_groups"
+        alone = self in settings("three_groups") and self not in settings("secondary")
+        return "three_groups" if alone else self.teacher_table
+
+    @property
+    def teacher_table(self) -> str:
+        """Which of them has teachers, too, if any has."""
+        return "main" if self.dataset == "imagenet" else "secondary"
 
     @property
     def slug(self) -> str:
