@@ -74,14 +74,15 @@ def objective(method, logits, told, labels, counts, groups):
 
 
 def train(data, student, method, *, order, view, rates, teacher=None, rows=None, batch=32,
-          dtype=torch.float32, workers=0, device="cpu"):  # fmt: skip
+          dtype=torch.float32, workers=0, device="cpu", clip=None, decay=5e-4):  # fmt: skip
     """A generator of the loss of each step of one epoch, then the next in the same order.
 
     order    positions of the training images in this epoch;  view  the view of each image
     rates    learning rate of each step
     rows     the teacher's answers by position [N, C], in place of the live teacher
+    clip     the gradient's largest norm, over all parameters;  decay  of the weights
     """
-    optimizer = torch.optim.SGD(student.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(student.parameters(), 1.0, momentum=0.9, weight_decay=decay)
     more = {"num_workers": workers, "persistent_workers": workers > 0}
     loader = DataLoader(Seen(data, view, dtype), batch, sampler=order, drop_last=True, **more)
     groups, step = data.groups(3).to(device), 0
@@ -98,6 +99,10 @@ def train(data, student, method, *, order, view, rates, teacher=None, rows=None,
             optimizer.param_groups[0]["lr"] = rates[step]
             optimizer.zero_grad()
             loss.backward()
+            if clip:
+                norm = sum(p.grad.square().sum() for p in student.parameters()).sqrt()
+                for p in student.parameters():
+                    p.grad *= min(1.0, clip / (norm.item() + 1e-6))
             optimizer.step()
             step += 1
             yield loss.item()

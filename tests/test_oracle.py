@@ -60,7 +60,8 @@ def both(tmp_path, method, steps, dtype=torch.float32, source="live", **changes)
             rows = torch.from_numpy(table[view, np.arange(len(view))])
     order = stream("order", spec.seed, 1).permutation(len(view))
     rates = [learning_rate(spec, step, trainer.steps) for step in range(steps)]
-    given = {"order": order.tolist(), "view": view, "rates": rates, "rows": rows}
+    given = {"order": order.tolist(), "view": view, "rates": rates, "rows": rows,
+             "clip": spec.clip_norm, "decay": spec.weight_decay}  # fmt: skip
     slow = list(oracle.train(data, plain, method, teacher=model, dtype=dtype, **given))
 
     fast, total = [], 0.0
@@ -85,6 +86,31 @@ def test_in_float64_the_curves_agree(tmp_path, method, source):
     fast, slow, *_ = both(tmp_path, method, STEPS, torch.float64, source)
     assert np.abs(fast - slow).max() < 1e-9
     assert slow[-5:].mean() < slow[:5].mean()  # it trains, so that there is a curve to agree on
+
+
+def test_in_float64_clipped_curves_agree(tmp_path):
+    """At the last of a few steps the gradient is still cut, to the norm that was asked for."""
+    asked = {"clip_norm": 0.4, "weight_decay": 1e-2}
+    fast, slow, *nets = both(tmp_path, "student", 5, torch.float64, **asked)
+    assert np.abs(fast - slow).max() < 1e-9
+    for net in nets:
+        norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
+        assert norm == pytest.approx(0.4, rel=1e-5)
+
+
+def test_the_fusion_of_reviewkd_is_clipped_with_the_student(tmp_path):
+    spec, data = spec_of("reviewkd", clip_norm=0.4, teacher_source="live"), load("digits", 20.0)
+    model = initial_model(spec.teacher_spec, 10)
+    feed, objective = data.feed(torch.device("cpu")), initial_objective(spec, data, model)
+    teacher = Teacher(model, spec, feed, None)
+    trainer = Trainer(spec, data, objective, teacher, feed, tmp_path / "none")
+    trainer.step(torch.arange(32), 1.0)
+    own, fusion = (
+        sum(p.grad.double().square().sum().item() for p in part.parameters())
+        for part in (trainer.model, objective)
+    )
+    assert min(own, fusion) > 1e-4  # both have a part in it
+    assert own + fusion == pytest.approx(0.4**2, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["student", "kd", "ltkd"])

@@ -10,6 +10,7 @@ from ltkd.cli import _arguments, _study
 from ltkd.params import load_parameters, load_spec, recipe_of
 from ltkd.pool import with_teachers
 from ltkd.study import Study
+from ltkd.train import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "params").glob("*.yaml"))
@@ -70,6 +71,37 @@ def test_the_papers_files_have_its_recipe(name):
         assert known == (recipe.epochs, "steps", "bf16", None, recipe.weight_decay)
         if spec.method != "teacher":
             assert (spec.batch, spec.lr) == (recipe.batch, recipe.lr)
+
+
+# The field's recipes: epochs, batch, rate, weight decay, epochs after which the rate falls.
+CIFAR, IMAGENET = (240, 64, 0.05, 5e-4, (150, 180, 210)), (100, 512, 0.2, 1e-4, (30, 60, 90))
+HALF = (100, 256, 0.1, *IMAGENET[3:])
+RECIPE = {
+    "cifar10 student vgg8": CIFAR, "cifar100 ltkd wrn_40_2 wrn_40_1": CIFAR,
+    "cifar100 reviewkd vgg13 mobilenetv2": CIFAR, "tiny_imagenet kd vgg13 vgg8": CIFAR,
+    "tiny_imagenet dist wrn_40_2 shufflenetv1": CIFAR,
+    **{f"imagenet {method} resnet34_imagenet resnet18_imagenet": IMAGENET
+       for method in ("kd", "dkd", "catkd", "ltkd")},
+    **{f"imagenet {method} resnet50_imagenet mobilenetv1": HALF for method in ("reviewkd", "dist")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RECIPE)
+def test_a_spec_that_gives_no_recipe_has_the_fields(case, tmp_path):
+    dataset, method, *teacher, student = case.split()
+    epochs, batch, lr, weight_decay, falls = RECIPE[case]
+    keys = {"dataset": dataset, "gamma": 20, "method": method, "student": student}
+    keys |= {"teacher": teacher[0], "teacher_source": "live"} if teacher else {}
+    keys |= {"groups": 3} if method == "ltkd" else {}
+    (tmp_path / "spec.yaml").write_text("\n".join(f"{key}: {keys[key]}" for key in keys))
+    spec = load_spec(tmp_path / "spec.yaml")
+    known = spec.epochs, spec.batch, spec.lr, spec.weight_decay, spec.momentum, spec.clip_norm
+    assert known == (epochs, batch, lr, weight_decay, 0.9, None)
+    peak = 0.01 if student in ("mobilenetv2", "shufflenetv1") else lr
+    wanted = [peak * 0.1 ** sum(epoch > fall for fall in falls) for epoch in range(1, epochs + 1)]
+    for step in (0, 6):  # the first and the last of an epoch's seven
+        rates = [learning_rate(spec, 7 * epoch + step, 7) for epoch in range(epochs)]
+        assert rates == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltkd import precision
+from ltkd.data import load
 from ltkd.precision import Bf16ByFp32, autocast
 from ltkd.runs import run
-from ltkd.train import initial_model
+from ltkd.teacher import Teacher
+from ltkd.train import Trainer, initial_model, initial_objective, predict
 
 CPU = torch.device("cpu")
 HALF = 2**-8  # bf16 has eight significant bits: to round moves a number by at most this part
@@ -127,6 +129,23 @@ def test_a_network_is_as_near_to_fp32_as_autocast_itself(monkeypatch, tiny, netw
                 off[native] = (model(x).float() - exact).norm() / exact.norm()
     assert 0 < off[False] < 0.05
     assert off[False] < 2 * off[True]
+
+
+def test_steps_evaluation_and_the_teachers_rows_are_rounded_where_bf16_is_asked_for(tmp_path, tiny):
+    data, model = load("digits", 20.0), initial_model(tiny(seed=1), 10)
+    feed, found = data.feed(CPU), {}
+    for kind in ("fp32", "bf16"):
+        spec = tiny(precision=kind, method="kd", teacher="resnet8")
+        teacher = Teacher(model, spec, feed, tmp_path / kind)
+        teacher.begin_epoch(torch.zeros_like(data.train_labels))
+        logits = predict(model, data, data.test_images[:40], spec)
+        alone = tiny(precision=kind)  # so that the teacher has no part in the step's loss
+        objective = initial_objective(alone, data)
+        trainer = Trainer(alone, data, objective, None, feed, tmp_path / "none")
+        trainer.step(torch.arange(32), 0.0)
+        found[kind] = teacher.rows.float(), logits, trainer.sums[0]
+    for exact, rounded in zip(*found.values(), strict=True):
+        assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 def test_where_autocast_is_off_nothing_is_rounded():

@@ -1,6 +1,7 @@
 """Training: schedules against closed forms, objectives against the formulas, resume to the bit."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,18 +10,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ltkd import run
-from ltkd.data import load, stream
+from ltkd.data import Feed, load, stream
 from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
+from ltkd.models import forward_features
 from ltkd.params import RunSpec
 from ltkd.runs import Store
 from ltkd.teacher import Teacher, views_of_epoch
 from ltkd.train import (
     Stopped,
+    Trainer,
     half_weights,
     initial_model,
     initial_objective,
     learning_rate,
+    pre_activation,
     predict,
 )
 
@@ -115,6 +119,49 @@ def test_warm_up_is_a_fraction_of_the_schedule():
     assert [dkd.ramp(e, 24) for e in (1, 2, 3)] == [0.5, 1, 1]
     assert dkd.ramp(1, 6) == 1
     assert objective("ltkd").ramp(1, 240) == objective("dkd", warmup=0.0).ramp(1, 240) == 1
+
+
+def live(spec, folder, model):
+    """A trainer of digits whose teacher is this network."""
+    data = load("digits", 20.0)
+    feed, objective = data.feed(torch.device("cpu")), initial_objective(spec, data, model)
+    return Trainer(spec, data, objective, Teacher(model, spec, feed, None), feed, folder / "none")
+
+
+@pytest.mark.parametrize("method", ["dkd", "reviewkd"])
+def test_the_loss_weighs_the_distillation_term_by_its_warm_up(tmp_path, tiny, method):
+    spec = tiny(method=method, method_args={"warmup": 1.0}, teacher="resnet8",
+                teacher_source="live")  # fmt: skip
+    trainer = live(spec, tmp_path, initial_model(tiny(seed=1), 10))
+    first, second = trainer.train(lambda: False, lambda _: None).history
+    for row, weight in ((first, 0.5), (second, 1.0)):
+        assert row["distillation_loss"] > 0.01 * row["label_loss"]
+        expected = row["label_loss"] + weight * row["distillation_loss"]
+        assert math.isclose(row["loss"], expected, rel_tol=1e-5)
+
+
+def test_each_epoch_and_seed_has_an_order_and_views_of_its_own(tmp_path, tiny, monkeypatch):
+    """In 12 steps of 32 none of 390 images is seen twice; two orders, or two draws among 25 views,
+    agree by chance alone."""
+    taken, take = [], Feed.take
+
+    def spy(self, index, view):
+        taken.append(torch.stack([index, view]))
+        return take(self, index, view)
+
+    monkeypatch.setattr(Feed, "take", spy)
+    for seed in (0, 1):
+        run(tiny(seed=seed), outputs=tmp_path)
+    assert [batch.shape[1] for batch in taken] == [32] * 48
+    epochs = torch.stack(taken).view(4, 12, 2, 32).transpose(1, 2).reshape(4, 2, 384)
+    orders, views = [torch.arange(384)], [torch.arange(390) % 25]
+    for order, view in epochs:
+        assert (len(order.unique()), len(view.unique())) == (384, 25)
+        orders.append(order)
+        views.append(torch.full((390,), -1).scatter(0, order, view))
+    for draws, most in ((orders, 0.05), (views, 0.12)):
+        alike = [(a == b).float().mean().item() for a, b in combinations(draws, 2)]
+        assert max(alike) < most
 
 
 def test_methods_start_from_the_same_student_and_seeds_differ(tiny):
@@ -320,6 +367,26 @@ def test_the_fusion_of_reviewkd_trains_and_is_not_in_the_student(tmp_path, tiny)
     assert all(math.isfinite(row["loss"]) for row in record.values["history"])
     saved = load_file(Store(tmp_path).model_path(spec))
     assert set(saved) == set(initial_model(spec, 10).state_dict())
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar100", "tiny_imagenet", "imagenet"])
+def test_reviewkd_reads_the_teacher_before_the_relu_and_students_so_on_imagenet(
+    tmp_path, tiny, dataset
+):
+    spec = tiny(dataset=dataset, method="reviewkd", teacher="resnet8", teacher_source="live")
+    assert pre_activation(spec) == (dataset == "imagenet")
+    model, index, given = initial_model(tiny(seed=1), 10), torch.arange(32), []
+    trainer = live(spec, tmp_path, model)
+    trainer.objective.register_forward_pre_hook(lambda _, args: given.extend(args))
+    trainer.step(index, 1.0)
+    _, own, told, _ = given
+    x = trainer.feed.take(index, torch.zeros_like(index))
+    with torch.no_grad():
+        expected = forward_features(model, x, pre_activation=True)[1]
+    for got, feature in zip(told, expected, strict=True):
+        torch.testing.assert_close(got, feature)
+    for features, before in ((told, True), (own, dataset == "imagenet")):
+        assert [bool(level.min() < 0) for level in features] == [before] * 3 + [False]
 
 
 def test_half_weights_keep_vectors_whole():

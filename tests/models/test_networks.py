@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ltkd.models import classifier, create_model, list_models
 
@@ -170,6 +171,163 @@ def test_shuffle_deals_the_groups_out_in_turn() -> None:
     with torch.no_grad():
         unit(torch.arange(240.0).view(1, 240, 1, 1))
     assert seen[0].flatten().tolist() == [20 * g + i for i in range(20) for g in range(3)]
+
+
+# ---- The papers' networks written again, as functions of a state dict.
+
+State = dict[str, Tensor]
+
+
+def conv(s: State, name: str, x: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+    weight = s[f"{name}.weight"]
+    padding = weight.shape[-1] // 2
+    return F.conv2d(x, weight, s.get(f"{name}.bias"), stride, padding, groups=groups)
+
+
+def norm(s: State, name: str, x: Tensor) -> Tensor:
+    mean, var, scale, shift = (
+        s[f"{name}.{key}"][:, None, None]
+        for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+
+def children(s: State, at: str) -> int:
+    return len({key.removeprefix(f"{at}.").split(".")[0] for key in s if key.startswith(f"{at}.")})
+
+
+def resnet(s: State, x: Tensor) -> Tensor:
+    x = norm(s, "bn", conv(s, "conv", x)).relu()
+    for stage in range(3):
+        for block in range(children(s, f"stages.{stage}")):
+            at, stride = f"stages.{stage}.{block}", 2 if stage and not block else 1
+            y = norm(s, f"{at}.bn1", conv(s, f"{at}.conv1", x, stride)).relu()
+            y = norm(s, f"{at}.bn2", conv(s, f"{at}.conv2", y))
+            if f"{at}.shortcut.0.weight" in s:
+                x = norm(s, f"{at}.shortcut.1", conv(s, f"{at}.shortcut.0", x, stride))
+            x = (x + y).relu()
+    return x
+
+
+def bottlenecks(s: State, x: Tensor) -> Tensor:
+    """ResNet50 for small images."""
+    x = norm(s, "bn1", conv(s, "conv1", x)).relu()
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            at, stride = f"layer{stage}.{block}", 2 if stage > 1 and not block else 1
+            y = norm(s, f"{at}.bn1", conv(s, f"{at}.conv1", x)).relu()
+            y = norm(s, f"{at}.bn2", conv(s, f"{at}.conv2", y, stride)).relu()
+            y = norm(s, f"{at}.bn3", conv(s, f"{at}.conv3", y))
+            if not block:
+                x = norm(s, f"{at}.downsample.1", conv(s, f"{at}.downsample.0", x, stride))
+            x = (x + y).relu()
+    return x
+
+
+def vgg(s: State, x: Tensor) -> Tensor:
+    pools = 4 if x.shape[-1] == 64 else 3
+    for block in range(5):
+        for layer in range(0, children(s, f"blocks.{block}"), 3):
+            at = f"blocks.{block}.{layer}", f"blocks.{block}.{layer + 1}"
+            x = norm(s, at[1], conv(s, at[0], x)).relu()
+        if block < pools:
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    return x
+
+
+def wrn(s: State, x: Tensor) -> Tensor:
+    x = conv(s, "conv", x)
+    for stage in range(3):
+        for block in range(children(s, f"stages.{stage}")):
+            at, stride = f"stages.{stage}.{block}", 2 if stage and not block else 1
+            y = norm(s, f"{at}.bn1", x).relu()
+            # Where the width changes, the shortcut begins at the activation that it shares.
+            x = conv(s, f"{at}.shortcut", y, stride) if f"{at}.shortcut.weight" in s else x
+            y = norm(s, f"{at}.bn2", conv(s, f"{at}.conv1", y, stride)).relu()
+            x = x + conv(s, f"{at}.conv2", y)
+    return norm(s, "bn", x).relu()
+
+
+def shufflenet(s: State, x: Tensor) -> Tensor:
+    x = norm(s, "bn", conv(s, "conv", x)).relu()
+    for stage, units in enumerate((4, 8, 4)):
+        for unit in range(units):
+            at, stride = f"stages.{stage}.{unit}", 1 if unit else 2
+            groups = 3 if stage or unit else 1
+            y = norm(s, f"{at}.bn1", conv(s, f"{at}.conv1", x, groups=groups)).relu()
+            y = torch.cat([y[:, i :: y.shape[1] // groups] for i in range(y.shape[1] // groups)], 1)
+            y = conv(s, f"{at}.conv2", y, stride, groups=y.shape[1])
+            y = norm(s, f"{at}.bn3", conv(s, f"{at}.conv3", norm(s, f"{at}.bn2", y).relu(), 1, 3))
+            ninth = torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype)
+            mean = F.conv2d(x, ninth, stride=2, padding=1, groups=x.shape[1])
+            x = (x + y if unit else torch.cat([y, mean], 1)).relu()
+    return x
+
+
+def mobilenetv2(s: State, x: Tensor) -> Tensor:
+    x = norm(s, "stem.0.1", conv(s, "stem.0.0", x, 2)).relu()
+    for stage, first in enumerate((1, 1, 2, 2, 1, 2, 1)):
+        for block in range(children(s, f"stages.{stage}")):
+            at, stride = f"stages.{stage}.{block}.branch", 1 if block else first
+            y = norm(s, f"{at}.0.1", conv(s, f"{at}.0.0", x)).relu()
+            y = norm(s, f"{at}.2.1", conv(s, f"{at}.2.0", y, stride, y.shape[1])).relu()
+            y = norm(s, f"{at}.4.1", conv(s, f"{at}.4.0", y))
+            x = x + y if stride == 1 and x.shape == y.shape else y
+    return norm(s, "last.0.1", conv(s, "last.0.0", x)).relu()
+
+
+def mobilenetv1(s: State, x: Tensor) -> Tensor:
+    x = norm(s, "units.0.0.1", conv(s, "units.0.0.0", x, 2)).relu()
+    for unit in range(1, 14):
+        stride = 2 if unit in (2, 4, 6, 12) else 1
+        x = conv(s, f"units.{unit}.0.0", x, stride, x.shape[1])
+        x = norm(s, f"units.{unit}.0.1", x).relu()
+        x = norm(s, f"units.{unit}.2.1", conv(s, f"units.{unit}.2.0", x)).relu()
+    return x
+
+
+WRITTEN_AGAIN = {
+    "resnet8": resnet, "resnet20": resnet, "resnet8x4": resnet, "resnet32x4": resnet,
+    "resnet50": bottlenecks, "vgg8": vgg, "vgg13": vgg, "wrn_40_1": wrn, "wrn_40_2": wrn,
+    "shufflenetv1": shufflenet, "mobilenetv2": mobilenetv2, "mobilenetv1": mobilenetv1,
+}  # fmt: skip
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """In float64 and eval mode; every batch norm and bias counts, and many a value is above 6."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+        if isinstance(module, nn.BatchNorm2d | nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=3)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", WRITTEN_AGAIN)
+@torch.no_grad()
+def test_a_network_is_the_paper_written_again(name: str) -> None:
+    model = stirred(create_model(name, 5))
+    for pixels in (32, 64) if name == "vgg8" else (16,) if "resnet" in name else (32,):
+        x = torch.randn(1, 3, pixels, pixels, dtype=torch.float64)
+        s = model.state_dict()
+        pooled = WRITTEN_AGAIN[name](s, x).mean((2, 3))
+        logits = pooled @ s["fc.weight"].T + s["fc.bias"]
+        torch.testing.assert_close(model(x), logits, rtol=1e-9, atol=1e-9 * logits.abs().max())
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@torch.no_grad()
+def test_imagenets_resnets_are_torchvisions(depth: int) -> None:
+    import torchvision
+
+    model = stirred(create_model(f"resnet{depth}_imagenet", 5))
+    other = getattr(torchvision.models, f"resnet{depth}")(num_classes=5).double().eval()
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=0)
 
 
 def test_names() -> None:
