@@ -18,7 +18,7 @@ SMALL = {"methods": ["student", "kd", "balanced_softmax", "balanced_softmax_kd_b
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, forked):
     study = Study(outputs=tmp_path_factory.mktemp("outputs"), name="small", **SMALL)
     study.make(jobs=2, quiet=True)
     return study

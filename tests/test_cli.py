@@ -236,7 +236,9 @@ def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
     assert not outputs.exists()
 
 
-def test_a_dry_run_counts_what_finished_seeds_drew_among_the_rows_there(tmp_path, monkeypatch):
+def test_a_dry_run_counts_what_finished_seeds_drew_among_the_rows_there(
+    tmp_path, forked, monkeypatch
+):
     from ltkd import estimate
 
     path = tmp_path / "tiny.yaml"
@@ -254,7 +256,7 @@ def test_a_dry_run_counts_what_finished_seeds_drew_among_the_rows_there(tmp_path
     assert f"of which {files.clock(expected)} for teachers' tables" in said
 
 
-def test_a_dry_run_of_what_is_done_measures_nothing(tmp_path, capsys, monkeypatch):
+def test_a_dry_run_of_what_is_done_measures_nothing(tmp_path, forked, capsys, monkeypatch):
     from ltkd import estimate
 
     path = tmp_path / "tiny.yaml"
@@ -279,7 +281,9 @@ def test_a_dry_run_knows_how_many_images_a_set_has_without_it(tmp_path, name, im
     assert (sum(about.counts), about.tests) == (images, 10_000)
 
 
-def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, capsys, monkeypatch):
+def test_a_row_is_made_anew_and_held_against_its_prediction_interval(
+    tmp_path, forked, capsys, monkeypatch
+):
     path = tmp_path / "two.yaml"
     path.write_text(TINY.replace("[0]", "[0, 1]") + "methods: [kd]\n")
     again = ["reproduce", str(path), "kd", "--outputs", str(tmp_path)]
@@ -329,7 +333,7 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(tmp_path, c
     assert "kdd: no row of tiny. Did you mean 'kd'?" in capsys.readouterr().err
 
 
-def test_one_seed_states_no_interval_to_reproduce(tmp_path, capsys):
+def test_one_seed_states_no_interval_to_reproduce(tmp_path, forked, capsys):
     path = tmp_path / "one.yaml"
     path.write_text(TINY + "methods: [kd]\ngammas: [20.0, 10.0]\n")
     study = Study(outputs=tmp_path, **params.load_parameters(path).model_dump())
@@ -339,7 +343,9 @@ def test_one_seed_states_no_interval_to_reproduce(tmp_path, capsys):
     assert not (tmp_path / "reproduced").exists()
 
 
-def test_a_card_names_the_best_method_and_its_lines_load_the_network(tmp_path, capsys, monkeypatch):
+def test_a_card_names_the_best_method_and_its_lines_load_the_network(
+    tmp_path, forked, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "two.yaml"
     path.write_text(TINY.replace("[0]", "[1, 0]") + "methods: [student, kd, ltkd]\n")

@@ -202,9 +202,10 @@ def lab(outputs, tmp_path_factory):
     with (folder / ".log").open("w") as log:
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
     address, began = f"http://127.0.0.1:{port}", time.monotonic()
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy is
     while True:
         try:
-            urllib.request.urlopen(f"{address}/api", timeout=5)
+            direct.open(f"{address}/api", timeout=5)
             break
         except OSError:
             assert server.poll() is None, (folder / ".log").read_text()

@@ -26,15 +26,6 @@ from ltkd.runs import Store, identity
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Workers are copies of this process, with what is patched in it."""
-    import torch._dynamo  # noqa: F401  # which the first optimiser of a process takes seconds to load
-
-    plain = pool.get_context
-    monkeypatch.setattr(pool, "get_context", lambda _: plain("fork"))
-
-
 @pytest.mark.slow
 def test_a_handful_of_kills():
     # The harness behind `make faults`, in a process of its own: it copies itself.

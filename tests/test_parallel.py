@@ -29,9 +29,9 @@ SPEC = """dataset: digits
 gamma: 20
 student: resnet8
 method: student
-epochs: 12
+epochs: 60
 batch: 32
-eval_every: 12
+eval_every: 60
 schedule: one_cycle
 """
 METHODS = ("kd", "dist", "reviewkd", "ltkd")
@@ -201,16 +201,17 @@ def test_under_torchrun_stopped_and_resumed_to_the_bit(two, tmp_path):
         return start(folder, *TORCHRUN, str(n), "-m", "ltkd")
 
     process = torchrun("cut")
-    limit = time.monotonic() + 180
+    limit, children = time.monotonic() + 180, set()
     while not list(tmp_path.rglob("progress.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
+        children |= {*psutil.Process(process.pid).children(recursive=True)}
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said.count("stopped; the same command goes on from here") == 1, errors
+    assert len(children) >= 2
     assert not [child for child in children if child.is_running()]
     store = Store(tmp_path / "cut" / "one")
     assert [p.parent.name for p in store.folder.rglob("checkpoint.safetensors")] == [identity(spec)]

@@ -5,14 +5,19 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import suppress
+from multiprocessing import get_context
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from ltkd import RunRecord, pool, run
 from ltkd.files import Stopped, locked, write_atomic
 from ltkd.runs import Store, identity, pick_device
+from ltkd.train import Trainer
 
 
 def test_identity_is_the_spec_the_data_and_the_numerics_only(tiny, monkeypatch, tmp_path):
@@ -103,16 +108,21 @@ def test_a_full_gpu_is_no_damage(tmp_path, tiny, monkeypatch):
         run(spec, outputs=tmp_path, stop=lambda: next(steps) > 5)
     kept = checkpoint.read_bytes()
 
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    # The allocator's error, and that of a call of CUDA which needed memory of its own.
+    errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+              torch.AcceleratorError("CUDA error: out of memory")]  # fmt: skip
     for place in ("ltkd.runs.initial_objective", "ltkd.train.initial_model",
-                  "ltkd.train.Trainer._resume"):  # fmt: skip
-        with monkeypatch.context() as patch:
-            patch.setattr(place, full)
-            with pytest.raises(torch.OutOfMemoryError):
-                run(spec, outputs=tmp_path)
-        assert checkpoint.read_bytes() == kept
+                  "ltkd.train.Trainer._resume", "ltkd.train.Trainer.step"):  # fmt: skip
+        for error in errors:
+            with monkeypatch.context() as patch:
+                patch.setattr(place, Mock(side_effect=error))
+                with pytest.raises(torch.OutOfMemoryError, match=r"out of memory"):
+                    run(spec, outputs=tmp_path)
+            assert checkpoint.read_bytes() == kept
+    with monkeypatch.context() as patch:
+        patch.setattr("ltkd.train.Trainer.step", Mock(side_effect=torch.AcceleratorError("lost")))
+        with pytest.raises(torch.AcceleratorError, match="lost"):
+            run(spec, outputs=tmp_path)
     assert run(spec, outputs=tmp_path).values["history"] == (
         run(spec, outputs=tmp_path / "at once").values["history"])  # fmt: skip
 
@@ -200,24 +210,43 @@ def test_two_processes_make_a_run_once(tmp_path, tiny):
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_a_killed_run_leaves_no_half_file_and_goes_on(tmp_path, tiny):
+def test_a_run_is_saved_inside_its_epochs_and_between_them(tmp_path, tiny, monkeypatch):
+    saved, save = [], Trainer.save
+    monkeypatch.setattr("ltkd.train.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "save", lambda one: saved.append(one.at.step) or save(one))
+    run(tiny(), outputs=tmp_path)
+    assert saved == list(range(1, 2 * 12))  # of 390 images in batches of 32, but for the last step
+
+
+def test_a_killed_run_leaves_no_half_file_and_goes_on(tmp_path, tiny, monkeypatch):
     spec = tiny(epochs=6)
     whole = run(spec, outputs=tmp_path / "whole")
-    folder = Store(tmp_path / "cut").run_folder(spec)
-    for kills in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, spec.model_dump_json(), str(tmp_path / "cut")],
-            stdout=subprocess.DEVNULL,
-        )
+    monkeypatch.setattr("ltkd.train.CHECKPOINT_SECONDS", 0)
+    cut = {"outputs": tmp_path / "cut"}
+    checkpoint, step = Store(tmp_path / "cut").checkpoint(spec), 0
+
+    def saved():
+        with suppress(FileNotFoundError), safe_open(checkpoint, "pt") as file:
+            return json.loads(file.metadata()["position"])["step"]
+        return 0
+
+    for _ in range(3):
+        process = get_context("fork").Process(target=run, args=[spec], kwargs=cut, daemon=True)
+        process.start()
         limit = time.monotonic() + 60
-        while not (folder / "progress.json").exists() and process.poll() is None:
+        while saved() <= step:  # each start comes further than the last one
+            assert process.is_alive()
             assert time.monotonic() < limit
-            time.sleep(0.02)
-        time.sleep(0.1 * kills)
+            time.sleep(0.01)
         process.kill()
-        process.wait()
-        (folder / "progress.json").unlink(missing_ok=True)
-    again = run(spec, outputs=tmp_path / "cut")
+        process.join()
+        step = saved()
+    begun, train = [], Trainer.train
+    monkeypatch.setattr(
+        Trainer, "train", lambda one, *given: begun.append(one.at.step) or train(one, *given)
+    )
+    again = run(spec, **cut)
+    assert begun == [step]
     assert again.values["history"] == whole.values["history"]
     assert again.values["model_sha256"] == whole.values["model_sha256"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltkd import Study, files, pool, run
+from ltkd import RunRecord, Study, files, pool, run
 from ltkd.cli import NOTEBOOKS
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
@@ -26,7 +26,7 @@ SMALL = {"methods": ["student", "kd", "ltkd"], "seeds": [0, 1], "epochs": 1,
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, forked):
     study = Study(outputs=tmp_path_factory.mktemp("outputs"), name="small", **SMALL)
     study.make(jobs=2, quiet=True)
     return study
@@ -47,7 +47,7 @@ def test_the_quick_study_is_a_teacher_and_a_hundred_students():
     assert len(with_teachers([spec for _, spec in study.specs()])) == 1 + 40 + 15 + 15 + 30
 
 
-def test_a_student_of_two_pairs_counts_once(tmp_path):
+def test_a_student_of_two_pairs_counts_once(tmp_path, forked):
     pairs = {"pairs": ["resnet8-resnet8", "resnet20-resnet8"], "methods": ["student", "kd"]}
     study = Study(outputs=tmp_path, name="two", **(SMALL | pairs | {"seeds": [0]}))
     study.make([spec for _, spec in study.specs("distillation")], jobs=2, quiet=True)
@@ -111,6 +111,26 @@ def test_results_are_a_row_a_run_with_macro_means(study):
     assert study.missing().empty
     assert set(study.results("ablations").variant) == {"within_only"}
     assert sorted(set(study.results("group_count").n_groups)) == [1, 3]
+
+
+def test_a_row_is_of_the_last_epoch_and_best_of_the_best_by_hand(monkeypatch):
+    # Classes 1 and 3 are the head, 2 and 5 the medium, 0 and 4 the tail. Epoch 4 is the best.
+    about = {"counts": [3, 60, 20, 50, 2, 10], "test_counts": [10, 20, 10, 40, 5, 15]}
+    evaluated = {2: [0, 20, 0, 30, 0, 0], 4: [5, 18, 8, 24, 1, 6], 6: [4, 19, 6, 26, 0, 3]}
+    history = [{"epoch": e} | ({"correct": evaluated[e]} if e in evaluated else {})
+               for e in range(1, 7)]  # fmt: skip
+    values = {"run": "x", "data": about, "history": history, "teacher_sha256": None,
+              "seconds": 1.0, "device": "cpu"}  # fmt: skip
+    study = Study(**SMALL)
+    (_, spec), *_ = study.specs("distillation")
+    record = RunRecord(spec, values, Path())
+    monkeypatch.setattr(study, "_records", lambda part: [("", record)])
+    (row,) = study.results("distillation").to_dict("records")
+    assert row["best_epoch"] == 4
+    own = {"all": 58, "head": (95 + 65) / 2, "medium": (60 + 20) / 2, "tail": (40 + 0) / 2}
+    best = {"all": 62, "head": (90 + 60) / 2, "medium": (80 + 40) / 2, "tail": (50 + 20) / 2}
+    expected = own | {f"best_{metric}": value for metric, value in best.items()}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_teacher_and_its_logits(study):
@@ -178,7 +198,7 @@ def test_only_the_studys_own_factors_give_data(study):
         study.data(50.0)
 
 
-def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
+def test_one_failed_run_stops_no_other_and_is_said(tmp_path, forked):
     bad = SMALL | {
         "epochs": 2,
         "methods": ["student", "kd"],
@@ -194,7 +214,7 @@ def test_one_failed_run_stops_no_other_and_is_said(tmp_path):
     assert "kd" not in set(study.results("distillation").method)
 
 
-def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, monkeypatch):
+def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, forked, monkeypatch):
     study = Study(outputs=tmp_path, name="x", **(SMALL | {"seeds": [0]}))
     tried = []
 
@@ -256,7 +276,7 @@ def test_students_of_another_teacher_stand_beside_it_in_no_table(tmp_path, study
     assert list(again.there(again.runs()).failed) == [identity(spec)]
 
 
-def test_a_teacher_that_diverged_leaves_a_hole_and_says_why(tmp_path):
+def test_a_teacher_that_diverged_leaves_a_hole_and_says_why(tmp_path, forked):
     study = Study(outputs=tmp_path, name="x", **SMALL, lr=1e4, schedule="steps")
     assert study.results("teachers").empty
     for ask in (study.teacher, study.teachers):
@@ -276,6 +296,27 @@ def test_a_page_is_stale_when_curves_come(tmp_path, study):
     for network in networks:
         network.with_suffix(".away").rename(network)
     assert again.inputs("03_distillation") == before
+
+
+def test_a_report_is_fresh_only_whole_and_of_these_runs_and_parameters(tmp_path):
+    name, given = "03_distillation", SMALL | {"outputs": tmp_path, "name": "small"}
+    study, reports = Study(**given), tmp_path / "small/reports"
+    page, manifest = reports / f"{name}.html", reports / f"{name}.manifest.json"
+    reports.mkdir(parents=True)
+    page.write_text("whole")
+    assert not build.fresh(study, name)
+    sealed = {"inputs": study.inputs(name), "files": {page.name: files.sha256(page)}}
+    manifest.write_text(json.dumps(sealed))
+    assert build.fresh(study, name)
+    assert not build.fresh(study, "04_ablations")
+    for other in ({"seeds": [0, 1, 2]}, {"alpha": 2.0}):
+        assert not build.fresh(Study(**given | other), name)
+    page.write_text("hole.")
+    assert not build.fresh(study, name)
+    page.unlink()
+    assert not build.fresh(study, name)
+    manifest.write_text(json.dumps(sealed | {"files": {}}))
+    assert not build.fresh(study, name)
 
 
 def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, monkeypatch):
@@ -324,7 +365,7 @@ def test_another_split_is_said_on_the_pages(tmp_path):
     assert "imbalance factor 20, split seed 3" in second._repr_html_()
 
 
-def test_a_sweep_compares_settings_of_methods(tmp_path):
+def test_a_sweep_compares_settings_of_methods(tmp_path, forked):
     grid = {"ltkd": [{"alpha": [1, 2], "beta": [1, 4]}, {"temperature": 2}],
             "kd": [{"ce_weight": [0.5]}]}  # fmt: skip
     study = Study(outputs=tmp_path, name="sweep", **(SMALL | {"seeds": [0]}), sweep=grid)

@@ -67,7 +67,7 @@ def test_a_made_up_teacher_is_biased_to_the_head_and_rebalancing_evens_it_out():
     assert np.ptp(sums["ltkd"]) < 0.2 * np.ptp(sums["kd"])
 
 
-def test_a_slider_redraws_and_a_trained_teacher_joins(tmp_path):
+def test_a_slider_redraws_and_a_trained_teacher_joins(tmp_path, forked):
     study = Study(outputs=tmp_path, methods=["kd"], seeds=[0], epochs=1, pairs=["resnet8-resnet8"])
     assert list(explore.teachers(study)) == [explore.MADE_UP]
     study.teacher()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from ltkd.methods import METHODS
@@ -58,12 +59,114 @@ def test_figures_of_few_and_many_methods(names, seeds):
             assert METHODS[name].label in texts(figure).replace("\n", " ")
 
 
+def test_a_line_leads_to_where_a_student_stands_with_the_prior_removed():
+    frame = runs(["kd", "balanced_softmax"])
+    after = frame[frame["method"] == "kd"].assign(method="kd_removed", label="KD, prior removed")
+    after["tail"] += 9
+    both = pd.concat([frame, after], ignore_index=True)
+    figure = figures.trade_off(tables.summarise(both))
+    own, to = (both[both["method"] == m][["all", "tail"]].mean() for m in ("kd", "kd_removed"))
+    course, cross = (line for line in figure.axes[0].lines if line.get_label()[:6] == "_child")
+    np.testing.assert_allclose(course.get_xydata(), [own, to])
+    np.testing.assert_allclose(cross.get_xydata(), [to])
+    assert cross.get_marker() == "x"
+    assert texts(figure).count("KD") == 1  # a name each method, not a cross
+    assert "cross: the same students, prior removed" in texts(figure)
+    assert "cross" not in texts(figures.trade_off(tables.summarise(frame)))
+
+
+def tidy(values: dict[tuple, tuple], by: str = "method") -> pd.DataFrame:
+    """A row of ``by``, metric: mean, low and high, as ``tables.summarise`` gives them."""
+    rows = [{by: key, "label": str(key).upper(), "ours": False, "reference": "X", "metric": metric,
+             "mean": mean, "low": low, "high": high, "n": 3}
+            for (key, metric), (mean, low, high) in values.items()]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def drawn(figure: Figure) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Of the first axes what stands with error bars: points [N, 2], and the bars' two ends of each
+    direction [N, 2, 2]."""
+    found = [one for one in figure.axes[0].containers if isinstance(one, ErrorbarContainer)]
+    return [(one[0].get_xydata(), [np.array(bars.get_segments()) for bars in one[2]])
+            for one in found]  # fmt: skip
+
+
+@pytest.mark.parametrize("draw", [figures.groups_by_method, figures.differences])
+def test_dots_stand_at_the_means_in_their_rows_with_both_ends(draw):
+    ends = {("a", "head"): (60, 55, 62), ("a", "tail"): (20, 13, 30),
+            ("b", "head"): (-4, -5, -1), ("b", "tail"): (8, np.nan, np.nan)}  # fmt: skip
+    figure = draw(tidy(ends))
+    axes, rows = figure.axes[0], {}
+    for metric, (points, (bars,)) in zip(("head", "tail"), drawn(figure), strict=True):
+        for label, (x, y), ((left, at), (right, _)) in zip("ab", points, bars, strict=True):
+            mean, low, high = ends[label, metric]
+            assert (x, at) == (mean, y)
+            expected = (mean, mean) if np.isnan(low) else (low, high)
+            assert (left, right) == pytest.approx(expected)
+            rows[label, metric] = y
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["A", "B"]
+    for y, label in zip(axes.get_yticks(), "ab", strict=True):  # head above tail, about the row
+        assert y - 0.5 < rows[label, "head"] < y < rows[label, "tail"] < y + 0.5
+    assert axes.yaxis_inverted()
+
+
+def test_the_trade_off_is_tail_over_all_with_the_intervals_of_each():
+    figure = figures.trade_off(tidy({("kd", "all"): (50, 48, 51), ("kd", "tail"): (20, 15, 27),
+                                     ("ltkd", "all"): (52, 51, 55), ("ltkd", "tail"): (30, 28, 31),
+                                     }))  # fmt: skip
+    kd, ltkd = drawn(figure)
+    for (points, (across, up)), x, y, all_, tail in (
+        (kd, 50, 20, (48, 51), (15, 27)),
+        (ltkd, 52, 30, (51, 55), (28, 31)),
+    ):
+        np.testing.assert_allclose(points, [[x, y]])
+        np.testing.assert_allclose(across, [[[all_[0], y], [all_[1], y]]])
+        np.testing.assert_allclose(up, [[[x, tail[0]], [x, tail[1]]]])
+
+
+def test_ours_stands_over_the_papers_number():
+    frame = tidy({("kd", "all"): (43, 41, 44), ("kd", "tail"): (20, 12, 21)})
+    ((points, (bars,)),) = drawn(figures.against_paper(frame.assign(paper=[42.5, 18.0])))
+    np.testing.assert_allclose(points, [[42.5, 43], [18, 20]])
+    np.testing.assert_allclose(bars, [[[42.5, 41], [42.5, 44]], [[18, 12], [18, 21]]])
+
+
+def test_steps_of_the_waterfall_begin_where_the_last_one_ended():
+    rows = [("a", "total", 0, 40, np.nan, np.nan), ("b", "step", 40, 6, 5, 9),
+            ("c", "step", 46, -2, -5, -1), ("c", "total", 0, 44, np.nan, np.nan)]  # fmt: skip
+    names = ["method", "kind", "start", "mean", "low", "high"]
+    steps = pd.DataFrame(rows, columns=names).assign(metric="tail", label="x")
+    figure = figures.waterfall(steps)
+    bars = figure.axes[0].patches
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars] == [
+        (0, 40), (40, 46), (46, 44), (0, 44)]  # fmt: skip
+    assert [bar.get_y() + bar.get_height() / 2 for bar in bars] == pytest.approx([0, 1, 2, 3])
+    assert figure.axes[0].yaxis_inverted()
+    (up, (first,)), (down, (second,)) = drawn(figure)
+    np.testing.assert_allclose([*up, *down], [[46, 1], [44, 2]])
+    np.testing.assert_allclose([*first, *second], [[[45, 1], [49, 1]], [[41, 2], [45, 2]]])
+
+
+def test_numbers_of_groups_are_told_from_three():
+    ours = tidy({(10, "all"): (2, -1, 3), (1, "all"): (-4, -6, -3), (1, "tail"): (9, 8, 10)},
+                by="n_groups")  # fmt: skip
+    paper = pd.DataFrame({"teacher": "vgg13", "student": "vgg8", "cell": ["10", "3", "1"],
+                          "top1": [47.0, 48.0, 46.0]})  # fmt: skip
+    figure = figures.group_count(ours, paper)
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1, -2], [3, 0], [10, -1]])
+    ((points, (bars,)),) = drawn(figure)
+    np.testing.assert_allclose(points, [[1, -4], [3, 0], [10, 2]])
+    np.testing.assert_allclose(
+        bars, [[[1, -6], [1, -3]], [[3, 0], [3, 0]], [[10, -1], [10, 3]]], atol=1e-12
+    )
+
+
 def test_the_frontier_marks_where_a_method_stands():
     parts = [runs(["kd", "dkd", "balanced_softmax"]).assign(tau=tau) for tau in (0.0, 1.0, 2.0)]
     frame = pd.concat(parts, ignore_index=True)
     frame["head"] -= 9 * frame["tau"]
     frame["as_trained"] = frame["tau"] == (frame["method"] == "balanced_softmax")
-    axes = figures.frontier(frame, methods=["kd", "balanced_softmax"]).axes[0]
+    axes = figures.frontier(frame).axes[0]
     curve, own, one = axes.lines[:3]
     mean = frame[frame["method"] == "kd"].groupby("tau")[["head", "tail"]].mean()
     np.testing.assert_allclose(curve.get_xydata(), mean)
@@ -198,7 +301,7 @@ def test_one_evaluated_epoch_is_drawn():
 
 
 def test_no_rows_give_a_line_of_text():
-    assert "no such runs" in texts(figures.differences(tables.paired(runs(["ltkd"]), "kd")))
+    assert "Nothing to draw" in texts(figures.differences(tables.paired(runs(["ltkd"]), "kd")))
 
 
 def test_style_is_its_own_and_leaves_no_trace():

@@ -87,6 +87,9 @@ def test_strings():
     assert Interval(51.08, 50.78, 51.38, 5).plus_minus(2) == "51.08 ± 0.30 (5)"
     assert Interval(46.9, 46.9, 46.9, 2).plus_minus() == "46.9 (2, equal)"
     assert Interval(-2.1, -3.9, -0.3, 5).difference() == "−2.1 [−3.9, −0.3]"
+    assert Interval(-2.1, -2.1, -2.1, 2).difference() == "−2.1 (2, equal)"
+    assert Interval(-2.1, n=1).difference() == "−2.1 (no interval)"
+    assert tables.minus("LTKD", "KD, prior removed") == "LTKD − (KD, prior removed)"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,6 @@ def test_strings():
     [
         (0.1, 2, "higher", "confirmed"), (-2, -0.1, "higher", "contradicted"),
         (-0.1, 2, "higher", "not resolved"), (0.0, 2, "higher", "not resolved"),
-        (-2, -0.1, "lower", "confirmed"), (0.1, 2, "lower", "contradicted"),
         (-0.9, 0.9, "equal", "confirmed"), (1.1, 3, "equal", "contradicted"),
         (-3, -1.1, "equal", "contradicted"), (0.5, 1.5, "equal", "not resolved"),
     ],
@@ -103,7 +105,7 @@ def test_verdicts(low, high, claim, expected):
     assert verdict(Interval((low + high) / 2, low, high, 3), claim, margin=1.0) == expected
 
 
-@pytest.mark.parametrize("claim", ["higher", "lower", "equal"])
+@pytest.mark.parametrize("claim", ["higher", "equal"])
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.7, -1.7])
 def test_seeds_that_are_all_equal_prove_nothing(value, claim):
     gap = tables.t_interval([value] * 3)
@@ -112,7 +114,7 @@ def test_seeds_that_are_all_equal_prove_nothing(value, claim):
 
 
 def test_an_unknown_claim_is_refused():
-    with pytest.raises(ValueError, match="allowed: higher, lower, equal"):
+    with pytest.raises(ValueError, match="allowed: higher, equal"):
         verdict(Interval(1, 0, 2, 3), "better")
 
 
@@ -142,7 +144,7 @@ def test_paired_refuses_rows_of_two_settings():
 def test_the_sentence():
     gaps = tables.paired(runs({"kd": [50.0, 50.0, 50.0], "ltkd": [51.0, 52.0, 53.0]}), "kd")
     row = gaps[gaps["metric"] == "tail"].iloc[0]
-    assert tables.sentence(row, "higher") == (
+    assert tables.sentence(row) == (
         "**LTKD − KD** on the tail: +2.0 points [−0.5, 4.5], n = 3 seeds, paired: **not resolved**"
     )
 
@@ -179,6 +181,63 @@ def test_bootstrap_is_deterministic():
     labels, scores = np.arange(30) % 3, np.arange(30) % 2
     first, second = (tables.bootstrap(scores, labels, np.arange(3), draws=20) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_accuracies_over_images_by_hand():
+    # KD's two runs agree on the head (all right) and on the tail (one of two); of the medium's four
+    # images one has two and the other none. One right and one wrong resample to 0 and to 100.
+    labels = np.repeat([0, 1, 2], [4, 4, 2])
+    data = type("D", (), {"test_labels": labels, "groups": lambda self, n: [0, 1, 2]})()
+    guesses = {"kd0": [0, 0, 0, 0, 1, 1, 0, 0, 2, 0], "kd1": [0, 0, 0, 0, 2, 2, 2, 0, 2, 1],
+               "ltkd0": [0, 0, 1, 1, 1, 1, 1, 1, 2, 2]}  # fmt: skip
+    frame = runs({"kd": [0.0, 0.0], "ltkd": [0.0]})
+    frame["label"] = frame["method"].str.upper()
+    table = tables.over_images(frame, guesses, data)
+    found = table.map(lambda cell: float(cell.split()[0]))
+    assert found.loc["KD"].to_dict() == {"all": 60, "head": 100, "medium": 25, "tail": 50}
+    assert found.loc["LTKD"].to_dict() == {"all": 80, "head": 50, "medium": 100, "tail": 100}
+    assert table.loc["KD", "tail"] == "50.0 [0.0, 100.0]"
+
+
+def test_groups_are_counted_by_hand():
+    data = type("D", (), {
+        "counts": [3, 60, 20, 50, 2, 10, 1], "groups": lambda self, n: [2, 0, 1, 0, 2, 1, 2],
+        "class_names": list("abcdefg"), "test_labels": np.repeat(range(7), [1, 4, 3, 4, 1, 3, 1]),
+    })()  # fmt: skip
+    table = tables.group_table(data)
+    assert list(table.index) == ["head", "medium", "tail"]
+    assert table.loc["head"].to_dict() == {
+        "classes": 2, "training images": 110, "largest": 60, "smallest": 50,
+        "test images": 8, "one test image, points": 12.5}  # fmt: skip
+    assert table["training images"].tolist() == [110, 30, 6]
+    assert table["test images"].tolist() == [8, 6, 3]
+    assert table["one test image, points"].tolist() == [12.5, 16.67, 33.33]
+
+
+def test_frequency_and_accuracy_by_hand():
+    # Ranks of the frequencies 4 3 2 1. KD's of the accuracies, means over seeds: 4 2 3 1, so that
+    # rho = 1 - 6 (1 + 1) / (4 x 15); LTKD's are turned about: 1 3 2 4, 1 - 6 (9 + 9) / 60.
+    rows = [{"label": label, "class_id": c, "count": count, "group": group,
+             "accuracy": accuracy + c * seed}
+            for label, course in (("KD", (90, 70, 80, 50)), ("LTKD", (50, 80, 70, 90)))
+            for c, (count, group, accuracy) in enumerate(zip((40, 20, 10, 5), (0, 1, 2, 2), course,
+                                                             strict=True))
+            for seed in (-9, 9)]  # fmt: skip
+    first, second = tables.frequency_sentence(pd.DataFrame(rows)).data.split("\n")
+    assert first.startswith("- **KD**")
+    assert "+0.80 over 4 classes, head − tail +25.0 points" in first  # 90 - (80 + 50) / 2
+    assert "−0.80 over 4 classes, head − tail −30.0 points" in second  # 50 - (70 + 90) / 2
+
+
+def test_two_sides_are_compared_one_by_one():
+    table = tables.identities({
+        "below": ([1.0, 2.0], [1.5, 2.25]), "above": ([1.5, 2.25], [1.0, 2.0]),
+        "same mean": ([1.0, 2.0], [2.0, 1.0]),
+        "near": ([0.0, 0.0], [0.0, 9e-13]), "not so near": ([0.0, 0.0], [0.0, 2e-12]),
+    })  # fmt: skip
+    assert table.loc["below", ["left, mean", "right, mean"]].tolist() == ["1.5", "1.875"]
+    assert table["largest difference"].astype(float).tolist() == [0.5, 0.5, 1, 9e-13, 2e-12]
+    assert table["equal to 1e-12"].tolist() == ["no", "no", "no", "yes", "no"]
 
 
 SETTING = {"dataset": "cifar100", "gamma": 100.0, "student": "resnet8x4", "epochs": 240}
@@ -294,12 +353,20 @@ def test_numbers_of_groups_that_did_not_run_are_no_confirmation():
     data = type("D", (), {"counts": np.ones(100)})()
     study = type("S", (), {"data": lambda self, gamma: data})()
     frame = pd.concat([runs({"ltkd": [50.0, 51.0]}).assign(n_groups=n) for n in (3, 10, 100)])
-    found = claims.group_gaps(study, Setting("cifar100", 100.0, "vgg13", "vgg8", 30), frame)
-    assert [(name, gap.n) for name, gap in found] == [("10", 2), ("4, 5, 20, 25", 0)]
+    found = claims.group_tests(study, Setting("cifar100", 100.0, "vgg13", "vgg8", 30), frame)
+    assert [(test.text, test.gap.n) for test in found] == [
+        ("n = 10 − n = 3, all", 2), ("n = 4, 5, 20, 25 − n = 3, all", 0)]  # fmt: skip
 
 
 def test_the_margin_is_the_papers_largest_change():
     assert claims.group_margin() == pytest.approx(1.30)  # WRN-40-2-ShuffleNetV1, 48.60 to 49.90
+
+
+def test_a_study_without_students_has_no_tests():
+    study = type("S", (), {"results": lambda self, part: pd.DataFrame()})()
+    columns = ["setting", "claim", "comparison", "points", "n", "verdict"]
+    tests = claims.claims(study)
+    assert (list(tests.columns), len(tests)) == (columns, 0)
 
 
 def test_a_claim_needs_all_of_its_tests():
@@ -378,10 +445,17 @@ def test_the_prior_removed_is_a_method_of_its_own():
         "KD, weights 1 and 1, prior removed (ours) − LTKD"
     ]
     assert row["tail"].startswith("+2.0 [")
-    assert "**LTKD − KD, prior removed**" not in claims.headline("s", both).data
-    one = claims.headline(Setting("digits", 1.0, "a", "b", 1), both[both["seed"] == 0]).data
+    setting = Setting("digits", 1.0, "a", "b", 1)
+    text = claims.headline(setting, both).data
+    assert "**LTKD − (KD, weights 1 and 1, prior removed)** is −2.0 [" in text
+    assert "paired over n = 2 seeds" in text
+    one = claims.headline(setting, both[both["seed"] == 0]).data
     assert "One seed, for one split" in one
     assert "intervals, paired" not in one
+    more = pd.concat([both, runs({"kd": [50.0]})])
+    assert "paired over n = 1 to 2 seeds" in claims.headline(setting, more).data
+    none = claims.headline(setting, both[both["method"] != "ltkd"]).data
+    assert none.endswith("LTKD or its references are not among the runs.")
 
 
 def test_what_stands_after_training():
@@ -438,6 +512,9 @@ def test_curves_are_compared_at_one_height():
     assert found.to_dict() == pytest.approx({"all": 0, "medium": 0, "tail": -1})
     assert set(gaps["n"]) == {2}
     assert tables.at_equal_head(pd.DataFrame(rows), "kd").empty
+    (line,) = tables.not_reached(pd.DataFrame(rows))  # told apart from what did not run
+    assert line.data.endswith("that head accuracy: DKD (seed 0, 1).*")
+    assert tables.not_reached(pd.DataFrame(rows[:-6])) == []
 
 
 def test_values_of_tau_with_the_same_head_are_one_point():
