@@ -300,7 +300,7 @@ SPLITS = {"first": FIRST, "second": SECOND, "third": "cifar100_lt_split2"}
 
 
 def both_splits():
-    return {"first": by_name(), "second": by_name(SECOND)}
+    return {split: by_name(SPLITS[split]) for split in ("first", "second")}
 
 
 def split_accuracy_rows():
@@ -328,7 +328,7 @@ def split_teacher_rows():
 def over_splits_rows():
     """On the third split, and over the three: of each split its seeds' mean difference."""
     third = students(*recorded(SPLITS["third"], VGG, 30))
-    splits = [by_name(), by_name(SECOND), third.assign(name=third["label"])]
+    splits = [*both_splits().values(), third.assign(name=third["label"])]
     for better, worse in SPLIT_STEPS:
         if {better, worse} <= set(splits[-1]["name"]):
             name, cells, n = step(splits[-1], better, worse, "name")
