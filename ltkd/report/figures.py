@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from ..files import many
 from ..study import network_label
-from .tables import GROUPS, METRICS, TAILS
+from .tables import GROUPS, LABELS, METRICS, TAILS
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
@@ -63,13 +63,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             if isinstance(rows, pd.DataFrame) and rows.empty:
                 figure, (axes,) = _panels(height=0.8)
                 axes.axis("off")
-                axes.text(
-                    0.5,
-                    0.5,
-                    "Nothing to draw: the study has no such runs.",
-                    ha="center",
-                    va="center",
-                )
+                axes.text(0.5, 0.5, "Nothing to draw.", ha="center", va="center")
             else:
                 figure = draw(rows, *args, **kwargs)
             figure.draw_without_rendering()
@@ -397,7 +391,7 @@ def waterfall(steps: pd.DataFrame) -> Figure:
             right = np.nanmax([end, row["start"], row["start"] + row["high"]])
         _name(axes, text, (right, y), "0.2", (5, 0), va="center", fontweight="normal")
     parts = steps[steps["kind"] == "step"]
-    low = min(parts["start"].min(), (parts["start"] + parts["mean"]).min())
+    low = (parts["start"] + parts[["mean", "low"]].min(axis=1).clip(upper=0)).min()
     left = max(0.0, low - 1.2 * parts["mean"].abs().max())
     axes.set_xlim(left, None)
     axes.set_yticks(range(len(steps)), steps["label"])
@@ -429,6 +423,8 @@ def trade_off(summary: pd.DataFrame) -> Figure:
             axes.plot(*course, ":", color=colour, lw=1.1, zorder=1)
             axes.plot(right, up, "x", color=colour, ms=6, mew=1.8, zorder=5)
             crosses = "\ncross: the same students, prior removed"
+            if method == "kd_ce1":  # of which the text speaks
+                ends.append((right, up, LABELS["kd_ce1_removed"], colour))
         face = "white" if part["ours"].any() else colour
         how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
@@ -439,35 +435,67 @@ def trade_off(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-@styled
-def frontier(adjusted: pd.DataFrame, by: str = "method") -> Figure:
-    """Head against tail while the prior is taken out of finished students, a curve a method or,
-    ``by`` variant, a setting in its method's colour.
+def _curve(axes: Axes, part: pd.DataFrame) -> tuple[float, float]:
+    """A curve over tau in its method's colour, mean over seeds; gives the place of its tau = 1."""
+    colour, marker = look(str(part["method"].iloc[0]))
+    course = part.groupby("tau")[["head", "tail"]].mean()
+    own = part.loc[part["as_trained"], "tau"].iloc[0]
+    axes.plot(course["head"], course["tail"], DASHES.get(marker, "-"), color=colour, lw=1.5)
+    axes.plot(*course.loc[own], marker, color=colour)
+    x, y = map(float, course.loc[1.0].to_numpy())
+    axes.plot(x, y, marker, color=colour, mfc="white", mew=1.4)
+    return x, y
 
-    Filled: as trained; hollow: tau = 1. Of methods only those in FOCUS are in colour, others grey.
-    """
-    methods = FOCUS if by == "method" else tuple(adjusted["method"].unique())
-    figure, (axes,) = _panels(height=3.8)
-    ends: dict[str, tuple[float, float, str, str]] = {}
+
+def _grey_curves(axes: Axes, adjusted: pd.DataFrame, by: str) -> None:
     for _, part in adjusted.groupby(by, sort=False):
-        method = part["method"].iloc[0]
         course = part.groupby("tau")[["head", "tail"]].mean()
-        if method not in methods:
-            axes.plot(course["head"], course["tail"], color="0.85", lw=1, zorder=1)
-            continue
-        colour, marker = look(str(method))
-        axes.plot(course["head"], course["tail"], DASHES.get(marker, "-"), color=colour, lw=1.5)
-        stands = float(part.loc[part["as_trained"], "tau"].iloc[0])
-        x, y = (part.loc[part["tau"] == 1, side].mean() for side in ("head", "tail"))
-        own = course.loc[stands]
-        axes.plot(own["head"], own["tail"], marker, color=colour)
-        axes.plot(x, y, marker, color=colour, mfc="white", mew=1.4)
-        ends.setdefault(method, (x, y, str(part["label"].iloc[0]), colour))
+        axes.plot(course["head"], course["tail"], color="0.85", lw=1, zorder=1)
+
+
+CURVES = "mean over seeds; filled: as trained; hollow: prior removed; lines: τ from 0 to 2"
+
+
+@styled
+def frontier(adjusted: pd.DataFrame) -> Figure:
+    """Head against tail while the prior is taken out of finished students, a curve a method.
+
+    Filled: as trained; hollow: tau = 1. Methods in FOCUS are in colour, the others grey.
+    """
+    figure, (axes,) = _panels(height=3.8)
+    shown, ends = adjusted["method"].isin(FOCUS), []
+    _grey_curves(axes, adjusted[~shown], "method")
+    for method, part in adjusted[shown].groupby("method", sort=False):
+        x, y = _curve(axes, part)
+        ends.append((x, y, str(part["label"].iloc[0]), look(str(method))[0]))
     axes.set(xlabel="head classes, %", ylabel="tail classes, %")
-    _note(
-        figure, "mean over seeds; filled: as trained; hollow: prior removed; lines: τ from 0 to 2"
-    )
-    _end_labels(axes, list(ends.values()))
+    _note(figure, CURVES)
+    _end_labels(axes, ends)
+    return figure
+
+
+@styled
+def setting_curves(adjusted: pd.DataFrame) -> Figure:
+    """``frontier`` of a sweep: a panel a method, a curve a setting, all others grey behind it."""
+    methods = adjusted["method"].unique()
+    columns = min(3, len(methods))
+    rows = -(-len(methods) // columns)
+    figure, panels = _panels(rows, columns, height=1 + 1.6 * rows, sharex=True, sharey=True)
+    for k, (axes, method) in enumerate(zip(panels, methods, strict=False)):
+        own = adjusted["method"] == method
+        _grey_curves(axes, adjusted[~own], "variant")
+        for _, part in adjusted[own].groupby("variant", sort=False):
+            _curve(axes, part)
+        name = fill(adjusted.loc[own, "label"].iloc[0], 18)
+        axes.set_title(name, fontsize=9, color=look(method)[0])
+        if k + columns >= len(methods):  # the lowest of its column
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("head, %")
+    for axes in panels[::columns]:
+        axes.set_ylabel("tail, %")
+    for axes in panels[len(methods) :]:
+        axes.axis("off")
+    _note(figure, fill(CURVES, 60))
     return figure
 
 

@@ -167,23 +167,41 @@ def test_the_frontier_marks_where_a_method_stands():
     frame["head"] -= 9 * frame["tau"]
     frame["as_trained"] = frame["tau"] == (frame["method"] == "balanced_softmax")
     axes = figures.frontier(frame).axes[0]
-    curve, own, one = axes.lines[:3]
+    grey, curve, own, one = axes.lines[:4]
     mean = frame[frame["method"] == "kd"].groupby("tau")[["head", "tail"]].mean()
     np.testing.assert_allclose(curve.get_xydata(), mean)
     np.testing.assert_allclose(own.get_xydata(), mean.loc[[0.0]])
     np.testing.assert_allclose(one.get_xydata(), mean.loc[[1.0]])
     assert one.get_markerfacecolor() == "white"
-    assert to_hex(axes.lines[3].get_color()) == to_hex("0.85")
+    assert to_hex(grey.get_color()) == to_hex("0.85")
     own, one = axes.lines[5:]
     np.testing.assert_allclose(own.get_xydata(), one.get_xydata())
-    settings = [
-        frame.assign(variant="T = 2"),
-        frame.assign(variant="T = 4", tail=frame["tail"] + 9),
+
+
+def test_a_sweep_has_a_panel_a_method_and_a_curve_a_setting():
+    parts = [runs(["kd", "ltkd"]).assign(tau=tau) for tau in (0.0, 1.0, 2.0)]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["head"] -= 9 * frame["tau"]
+    frame["as_trained"] = frame["tau"] == 0
+    hot = frame[frame["method"] == "ltkd"].assign(variant="LTKD, T = 2", tail=frame["tail"] + 9)
+    frame = pd.concat([frame.assign(variant=frame["method"]), hot])
+    kd, ltkd = figures.setting_curves(frame).axes
+    assert [axes.get_title("left") for axes in (kd, ltkd)] == ["KD", "LTKD"]
+    grey = [
+        [to_hex(line.get_color()) for line in axes.lines].count("#d9d9d9") for axes in (kd, ltkd)
     ]
-    frame = pd.concat([part[part["method"] == "kd"] for part in settings])
-    figure = figures.frontier(frame, "variant")  # a curve a setting, its method named once
-    assert len(figure.axes[0].lines) == 2 * 3
-    assert texts(figure).count("KD") == 1
+    assert grey == [2, 1]
+    assert [len(axes.lines) for axes in (kd, ltkd)] == [2 + 3, 1 + 2 * 3]
+    curve, own, one = ltkd.lines[-3:]
+    mean = hot.groupby("tau")[["head", "tail"]].mean()
+    np.testing.assert_allclose(curve.get_xydata(), mean)
+    np.testing.assert_allclose(own.get_xydata(), mean.loc[[0.0]])
+    np.testing.assert_allclose(one.get_xydata(), mean.loc[[1.0]])
+    five = pd.concat([frame[frame["variant"] == "kd"].assign(method=name, label=name, variant=name)
+                      for name in ("kd", "dkd", "dist", "catkd", "reviewkd")])  # fmt: skip
+    panels = figures.setting_curves(five).axes
+    assert [axes.get_xlabel() for axes in panels[:5]] == ["", "", "head, %", "head, %", "head, %"]
+    assert not panels[5].axison
 
 
 def test_a_method_has_one_colour():
