@@ -24,7 +24,7 @@ from .models import create_model
 from .params import RunSpec, on_the_fly
 from .runs import identity, pick_device, same_bits
 from .study import Study
-from .teacher import BLOCK, Teacher, table_name, table_row
+from .teacher import TEACHER_BATCH, Teacher, table_name, table_row
 from .train import EVAL_BATCH, Trainer, initial_objective, predict
 
 CPU_PIXELS = 2**20  # of a batch; a larger one is measured in part on a processor, for its memory
@@ -35,7 +35,7 @@ def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
     torch.set_num_threads(spec.threads)
     room = spec.batch if device.type == "cuda" else max(2, CPU_PIXELS // about.pixels**2)
     spec = spec.model_copy(update={"batch": min(spec.batch, room)})
-    n, classes = max(spec.batch, BLOCK if _table(spec) else 0), len(about.counts)
+    n, classes = max(spec.batch, TEACHER_BATCH if _table(spec) else 0), len(about.counts)
     tests = EVAL_BATCH if device.type == "cuda" else min(room, EVAL_BATCH)
     images = torch.randint(256, (max(n, tests), 3, about.pixels, about.pixels), dtype=torch.uint8)
     labels = torch.arange(n) % classes
@@ -79,8 +79,8 @@ def image_costs(trainer: Trainer) -> tuple[float, float]:
 def fill_cost(trainer: Trainer) -> float:
     """Seconds an image of the teacher's table."""
     assert trainer.teacher
-    block, index = trainer.teacher._block, torch.arange(BLOCK, device=trainer.device)
-    return _timed(lambda: block(index, index * 0)) / BLOCK
+    block, index = trainer.teacher._block, torch.arange(TEACHER_BATCH, device=trainer.device)
+    return _timed(lambda: block(index, index * 0)) / TEACHER_BATCH
 
 
 def _table(spec: RunSpec) -> tuple[str, str] | None:

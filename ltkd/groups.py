@@ -1,7 +1,7 @@
 """Class groups, head first, from the number of training images of each class."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
     n_groups  n, from 1 (one group) to C (every class its own)
     returns   [C] int64 group of each class, 0 = head; ranks descend by count, ties by label
 
-    Sizes differ by at most one: 100 classes in 3 groups are 33, 34 and 33.
+    Sizes differ by at most one: 100 classes in 3 groups are 33, 34 and 33. Raises ValueError, which
+    names the argument, for anything else.
     """
     counts = whole_numbers("counts", counts).cpu()
     c = len(counts)
@@ -35,9 +36,11 @@ def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int =
 
     counts   [C] images of each class, whole numbers >= 0
     returns  [C] int64; the ids stay 0, 1, 2 even where one of them owns no class
+    Raises ValueError, which names the argument, for anything else, or unless 0 <= few <= many.
     """
     counts = whole_numbers("counts", counts).cpu()
-    if not 0 <= few <= many:
+    numbers = isinstance(many, Real) and isinstance(few, Real)
+    if not numbers or not 0 <= few <= many:
         raise ValueError(f"many is {many!r} and few is {few!r}; they must satisfy 0 <= few <= many")
     return (counts <= many).long() + (counts < few).long()
 
@@ -48,11 +51,12 @@ def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
         values = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         given = type(values).__name__
-        raise ValueError(f"{name} is a {given}; it must be whole numbers, one a class") from None
+        raise ValueError(f"{name} is a {given}; it must be whole numbers") from None
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"{name} has shape {list(values.shape)}; it must be [C] with C >= 1")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} is {values.dtype}; it must hold whole numbers, an integer dtype")
+    values = values.long()  # torch has no minimum of unsigned numbers
     if (low := int(values.min())) < 0:
         raise ValueError(f"{name}[{int(values.argmin())}] is {low}; it must be 0 or more")
-    return values.long()
+    return values

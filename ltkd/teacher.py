@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from .data import Feed, LongTailed, stream
 from .files import Stopped, locked, set_aside, write_atomic
 from .losses import LOSSES, Compared
-from .losses.common import average_pool
+from .losses.common import at_least_float32, average_pool
 from .methods import METHODS
 from .models import forward_features, forward_maps
 from .params import RunSpec
 from .precision import autocast
 
-BLOCK = 256  # images a teacher batch, the last one padded: a row's bytes do not depend on who asks
+# Images in a batch of the teacher, the last one padded: a row's bytes do not depend on who asks.
+TEACHER_BATCH = 256
 
 
 def views_of_epoch(data: LongTailed, seed: int, epoch: int) -> Tensor:
@@ -41,16 +42,12 @@ def answer(
     """Logits [B, C], float32 or more, and what a loss compares: they, maps or features."""
     if compares == "features":
         logits, features = forward_features(model, x, pre_activation)
-        return _raised(logits), features
+        return at_least_float32(logits), features
     if compares == "maps":
         logits, maps = forward_maps(model, x)
-        return _raised(logits), maps
-    logits = _raised(model(x))
+        return at_least_float32(logits), maps
+    logits = at_least_float32(model(x))
     return logits, logits
-
-
-def _raised(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def table_name(spec: RunSpec) -> str:
@@ -146,7 +143,7 @@ class Teacher:
     def _ask(self, x: Tensor) -> Any:
         with autocast(self.spec, x.device):
             told = answer(self.model, x, self.compares, pre_activation=True)[1]
-        return average_pool(_raised(told), self.pool) if self.pool else told
+        return average_pool(at_least_float32(told), self.pool) if self.pool else told
 
     def begin_epoch(self, view: Tensor, stop: Callable[[], bool] = lambda: False) -> None:
         """Look up this epoch's answers, and compute those that nobody asked for before.
@@ -160,7 +157,10 @@ class Teacher:
         place = (view.cpu() * len(view) + torch.arange(len(view))).numpy()
         rows, good = table.read(place)
         missing = np.flatnonzero(~good)
-        blocks = [missing[start : start + BLOCK] for start in range(0, len(missing), BLOCK)]
+        blocks = [
+            missing[start : start + TEACHER_BATCH]
+            for start in range(0, len(missing), TEACHER_BATCH)
+        ]
         # Runs that want the same rows share the work: each takes the blocks in an order of its own
         # and reads those that another has filled meanwhile.
         for b in np.random.default_rng().permutation(len(blocks)):
@@ -176,8 +176,8 @@ class Teacher:
         self.rows = told.to(self.feed.device) if self.rows is None else self.rows.copy_(told)
 
     def _block(self, index: Tensor, view: Tensor) -> np.ndarray:
-        """Answers about up to BLOCK images, fp16, in a batch of BLOCK whatever their number."""
-        padded = index.repeat(-(-BLOCK // len(index)))[:BLOCK]
+        """Answers about up to TEACHER_BATCH images, fp16, in a full batch always."""
+        padded = index.repeat(-(-TEACHER_BATCH // len(index)))[:TEACHER_BATCH]
         told = self._ask(self.feed.take(padded, view[padded]))
         return np.asarray(told[: len(index)].half().cpu().numpy())
 

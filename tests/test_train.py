@@ -285,7 +285,7 @@ def test_a_row_of_the_table_does_not_depend_on_who_asks(tmp_path, tiny, network,
 
 def test_runs_that_want_the_same_rows_share_the_filling(tmp_path, tiny, monkeypatch):
     """A second run, that asks between two blocks of the first, fills the other one."""
-    monkeypatch.setattr("ltkd.teacher.BLOCK", 200)  # two blocks of 390 rows
+    monkeypatch.setattr("ltkd.teacher.TEACHER_BATCH", 200)  # two blocks of 390 rows
     spec, model = tiny(method="kd", teacher="resnet8"), initial_model(tiny(), 10).eval()
     view, filled, fill = np.arange(390) % 25, [], Teacher._block
     alone, _ = asked(tmp_path / "alone", spec, model, view)

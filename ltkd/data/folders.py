@@ -304,7 +304,8 @@ def _unchanged(folder: Path) -> bool:
     """Whether everything has the size and time that it had when it was last looked at whole."""
     try:
         stamps = json.loads((folder / "stamps.json").read_text())
-        return bool(stamps) and bool(stamps == _stamps(map(Path, stamps)))
+        own = any(Path(path).parent == folder for path in stamps)  # else it is a copy of another
+        return own and bool(stamps == _stamps(map(Path, stamps)))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -434,10 +435,8 @@ def _arrays(name: str, tree: Path, folder: Path, images: Images, thorough: bool)
             try:
                 manifest = _prepared(folder, wanted, False)  # another process may have made it
                 manifest = manifest or _make(folder, tree, found, images.size or 64)
-            except DataError as error:
+            except DataError as error:  # what was decoded stays: perhaps a disk did not answer
                 failed = error
-                for path in (*folder.glob("*.part"), folder / "progress.json"):
-                    path.unlink(missing_ok=True)
         if failed:
             with suppress(OSError):  # what is not empty holds something else
                 folder.rmdir()
@@ -538,8 +537,15 @@ def find(images: Images, name: str, root: Path, thorough: bool = False) -> Sourc
                   manifest["sha256"])  # fmt: skip
 
 
+def as_given(name: str, given: str | None, found: str, tree: Path) -> None:
+    """Raises DataError where a parameter file names other images than those that are there."""
+    if given not in (None, found):
+        raise DataError(f"{name}: images.sha256 = {given}, but the images in {tree} have {found}")
+
+
 def report(name: str, images: Images | None, root: Path, check: bool) -> str:
     """What `ltkd data prepare` and `ltkd data check` say, once everything is in order."""
+    given = images.sha256 if images else None
     images = complete(name, images)
     folder = _places(images, root)[1]
     if (
@@ -550,6 +556,7 @@ def report(name: str, images: Images | None, root: Path, check: bool) -> str:
     ):
         raise DataError(f"{name}: nothing is decoded yet in {folder}: `ltkd data prepare` does it")
     found = find(images, name, root, check)
+    as_given(name, given, found.sha256, _places(images, root)[0])
     if not check:
         sweep(folder.parent)
     counts = f"{len(found.train[1])} training and {len(found.test[1])} test images"

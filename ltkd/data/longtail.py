@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files import canonical, data_root, many, sha256
 from ..groups import class_groups
-from ..params import FILE_SETS, RECIPES, Images
+from ..params import FILE_SETS, RECIPES, Images, nearest
 from . import folders
 from .sources import DataError, source, source_sha256
 from .views import Crops, Views
@@ -54,15 +54,14 @@ def long_tailed_indices(
     """Which training images are kept, sorted: int64 [sum of counts], drawn without replacement.
 
     One seeded generator permutes each class whole, so that a smaller tail is a subset of a larger.
+    Raises ValueError where a class has fewer images than are asked of it, or a count is negative.
     """
     draw = stream(purpose, split_seed)
     kept = []
     for c, count in enumerate(counts.tolist()):
         members = np.flatnonzero(labels == c)
-        if count > len(members):
-            raise ValueError(
-                f"class {c} has {len(members)} images, fewer than the {count} asked for"
-            )
+        if not 0 <= count <= len(members):
+            raise ValueError(f"class {c} has {len(members)} images, but {count} are asked for")
         kept.append(draw.permutation(members)[:count])
     return np.sort(np.concatenate(kept))
 
@@ -74,7 +73,10 @@ class LongTailed:
 
     images uint8 [N, 3, H, W] (at 224 pixels ``folders.Files``, which give such tensors when they
     are indexed or split), labels int64 [N]; counts LongTensor [C]: training images a class;
-    clipped LongTensor [C]: how many fewer they are than the profile asks, where a class has fewer.
+    clipped LongTensor [C]: how many fewer they are than the profile asks, where a class has fewer;
+    gamma: the factor asked for, or, of classes as they are, the measured one; indices int64 [N]:
+    places of the training images in the whole set; views: in which a training image may be seen;
+    mean, std: of the channels, pixels being 0 to 1; sha256: of the whole set before the cut.
     """
 
     name: str
@@ -172,6 +174,13 @@ class FileFeed(Feed):
             yield self.data.normalise(images.to(self.device), self.scale)
 
 
+def _check(name: str, holdout: int) -> None:
+    if name not in RECIPES:
+        raise DataError(f"dataset = {name!r}: unknown.{nearest(name, list(RECIPES))}")
+    if holdout < 0:
+        raise DataError(f"holdout = {holdout}: images a class, so it is at least 0")
+
+
 def fingerprint(name: str) -> str:
     """SHA-256 that stands for a built-in set before its tail is cut; the cut is in the run's spec.
 
@@ -194,9 +203,7 @@ def resolve(
     if not strict and not folders.there(full, data_root(root)):
         return full.model_copy(update={"sha256": given})
     found = folders.find(full, name, data_root(root)).sha256
-    if given not in (None, found):
-        raise DataError(f"{name}: images.sha256 = {given}, but the images in "
-                        f"{data_root(root) / str(full.folder)} have {found}")  # fmt: skip
+    folders.as_given(name, given, found, data_root(root) / str(full.folder))
     return full.model_copy(update={"sha256": found})
 
 
@@ -258,6 +265,7 @@ def load(
     class keeps all it has where the profile asks for more. Raises DataError when files are missing
     or damaged, or a class of image files would be left without a training image.
     """
+    _check(name, holdout)
     full = resolve(name, images, root)
     if full:
         full = full.model_copy(update={"sha256": None})  # what was found is now known to be right
@@ -291,6 +299,7 @@ def size_of(
     Sets without a known one (digits, folders, fixed lists, files in a folder of another name) are
     looked at; DataError as ``load``.
     """
+    _check(name, holdout)
     own = images.size if images else None
     standard = not images or (
         images.folder in (None, folders.complete(name, None).folder) and not images.test_list

@@ -133,13 +133,17 @@ def source(name: str, root: str | Path | None = None) -> Source:
 def source_sha256(name: str) -> str:
     """The data set's hash. CIFAR's is over the official md5 sums, which are checked whenever it is
     read: a record can be found again on a machine that does not hold the data."""
+    _check(name)
     if name == "digits":
         return sha256(b"".join(a.tobytes() for a in (*digits().train, *digits().test)))
     return sha256(repr(sorted(_CIFAR[name].files.items())))
 
 
 def prepare(name: str, root: str | Path | None = None) -> str:
-    """Get and check a data set; says what is there. Downloads only what is missing or damaged."""
+    """Get and check digits or CIFAR; says what is there. Downloads what is missing or damaged.
+
+    Raises DataError where that fails; sets of image files are prepared by ``ltkd data prepare``.
+    """
     _check(name)
     folder = data_root(root)
     if name != "digits":
@@ -158,8 +162,13 @@ def prepare(name: str, root: str | Path | None = None) -> str:
                     f"put the official files into {folder / _CIFAR[name].folder} by hand: "
                     f"{', '.join(_CIFAR[name].files)}"
                 ) from None
-    found = source(name, folder)
+    return report(name, root)
+
+
+def report(name: str, root: str | Path | None = None) -> str:
+    """What is there of digits or CIFAR, which is checked as it is read. Raises DataError."""
+    found, where = source(name, root), "" if name == "digits" else f", in {data_root(root)}"
     return (
         f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images, "
-        f"sha256 {source_sha256(name)[:16]}" + ("" if name == "digits" else f", in {folder}")
+        f"sha256 {source_sha256(name)[:16]}{where}"
     )

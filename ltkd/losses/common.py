@@ -52,6 +52,11 @@ def raised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student.to(dtype), teacher.detach().to(dtype)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """float32 or more; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     """Autocast off: it would lower again what `raised` has raised."""
     return torch.autocast(tensor.device.type, enabled=False)

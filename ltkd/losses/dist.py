@@ -17,7 +17,8 @@ class DISTLoss(nn.Module):
 
     p = softmax(z / T); p_b is a sample's row (inter-class), p^c a class's column (intra-class).
     The T^2 is in the official code and not in the paper's pseudocode. With a `process_group` the
-    columns are those of the global batch, gathered from all its ranks.
+    columns are those of the global batch, gathered from all its ranks, which must all call it with
+    one B. Raises ValueError unless beta, gamma >= 0, temperature > 0 and the two logits agree.
     """
 
     def __init__(

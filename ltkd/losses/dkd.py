@@ -19,6 +19,7 @@ class DKDLoss(nn.Module):
     KL = TCKD + (1 - pT_target) NCKD. The official code subtracts 1000 from the target's logit
     instead of removing it, and takes the log of bare probabilities, NaN once one underflows.
     Where the teacher's logits are -inf off the target NCKD is undefined, and the result NaN.
+    Raises ValueError unless alpha, beta >= 0, temperature > 0 and the shapes are these.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

@@ -14,6 +14,7 @@ class KDLoss(nn.Module):
     returns         scalar, float32 or float64
 
     The authors' T^2 keeps the gradient's size as T grows; common code averages over B as here.
+    Raises ValueError unless temperature > 0 and the two logits have one shape.
     """
 
     def __init__(self, temperature: float = 4.0) -> None:

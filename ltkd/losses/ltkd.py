@@ -24,6 +24,8 @@ class LTKDLoss(nn.Module):
     all groups weigh about the same in the batch. `rebalance` False takes pT_G as it is. With a
     `process_group` the batch is the global one (one small all-gather a call, which all its ranks
     must make). There is no official code to differ from.
+    Raises ValueError, which names the argument, unless alpha, beta >= 0, temperature > 0, groups
+    are whole numbers >= 0 and the two logits have one shape, with as many classes.
     """
 
     groups: Tensor

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import average_pool, full_precision, raised
+from ltkd.groups import whole_numbers
+from ltkd.losses.common import at_least_float32, average_pool, full_precision, raised
 
 
 class ReviewKDLoss(nn.Module):
@@ -31,15 +32,18 @@ class ReviewKDLoss(nn.Module):
         teacher_sizes: Sequence[int],
     ) -> None:
         super().__init__()
+        student_channels = whole_numbers("student_channels", student_channels).tolist()
+        teacher_channels = whole_numbers("teacher_channels", teacher_channels).tolist()
+        teacher_sizes = whole_numbers("teacher_sizes", teacher_sizes).tolist()
         for name, values in (
             ("student_channels", student_channels),
             ("teacher_channels", teacher_channels),
             ("teacher_sizes", teacher_sizes),
         ):
-            if len(values) != len(student_channels) or not values or min(values) < 1:
+            if len(values) != len(student_channels) or min(values) < 1:
                 raise ValueError(
-                    f"{name} is {list(values)}; it must hold a whole number >= 1 for each of the "
-                    f"{len(student_channels)} levels of student_channels, and there must be one"
+                    f"{name} is {values}; it must hold a whole number >= 1 for each of the "
+                    f"{len(student_channels)} levels of student_channels"
                 )
         self.teacher_sizes = sorted(teacher_sizes, reverse=True)
         middle = min(512, student_channels[-1])
@@ -62,7 +66,7 @@ class ReviewKDLoss(nn.Module):
         for level in reversed(range(levels)):
             student, teacher = as_map(student_features[level]), as_map(teacher_features[level])
             # Features of a bf16 network meet float32 parameters; under autocast both go down again.
-            student = student.to(torch.promote_types(student.dtype, torch.float32))
+            student = at_least_float32(student)
             if self.training and len(student) * min(student.shape[-1], *self.teacher_sizes) == 1:
                 raise ValueError(
                     f"student_features[{level}] has shape {list(student.shape)}; in training the "
