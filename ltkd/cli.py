@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -252,8 +253,10 @@ def _run(given: argparse.Namespace) -> int:
         for line in report(study, given.jobs):
             print(line, flush=True)
         return 0
-    stop, began = Stop(given.budget), time.monotonic()
-    out = study.make(chosen, jobs=given.jobs, stop=stop)
+    began = time.monotonic()
+    chosen_or_all = chosen or study.runs()  # image files are decoded for it, which Ctrl-C may end
+    stop = Stop(given.budget)
+    out = study.make(chosen_or_all, jobs=given.jobs, stop=stop)
     diverged = [record for record in out.records.values() if record.diverged]
     reasons = [*out.failed.values(), *(str(record.values["reason"]) for record in diverged)]
     for reason in reasons:
@@ -296,7 +299,8 @@ def _train(given: argparse.Namespace) -> int:
     from .pool import make, together, with_teachers
     from .runs import Store, pick_device
 
-    stop, store = Stop(given.budget), Store(outputs_root(given.outputs) / given.spec.stem)
+    pick_device(given.device)
+    store = Store(outputs_root(given.outputs) / given.spec.stem)
     root = str(given.data_root) if given.data_root else None
     from .data import load, resolve
 
@@ -305,6 +309,7 @@ def _train(given: argparse.Namespace) -> int:
     check_fit(spec, data.counts.tolist())
     for one in with_teachers([spec]):
         store.same_processes(one)
+    stop = Stop(given.budget)
     options: dict[str, Any] = {"device": given.device, "data_root": root, "stop": stop}
     if TORCHRUN:
         parallel.join(pick_device(given.device))
@@ -340,7 +345,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
     from .pool import with_teachers
-    from .report.tables import prediction
+    from .report.tables import REMOVED, prediction, prior_removed
     from .study import Study
 
     specs, stated = study.row_of(given.row)
@@ -363,11 +368,16 @@ def _reproduce(given: argparse.Namespace) -> int:
         print(f"{before} of {many(specs, 'run')} made before this call; to make them anew, remove "
               f"{anew.folder}")  # fmt: skip
     inside, rows = not (out.failed or bad), anew.row_of(given.row)[1]
+    after = [prior_removed(one.adjusted_row(given.row)) for one in (anew, study)]
     for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
-        for metric in ("all", "tail"):
-            gap, mean = prediction(expected[metric], len(made)), made[metric].mean()
-            where = f"{given.row}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
+        both = {"": (made, expected)}
+        own = [part[part["run"].isin(expected["run"])] for part in after]
+        if len(own[0]) == len(made) and len(own[1]) == len(expected):  # the curves of all are known
+            both[REMOVED] = own[0], own[1]
+        for (how, (new, old)), metric in product(both.items(), ("all", "tail")):
+            gap, mean = prediction(old[metric], len(new)), new[metric].mean()
+            where = f"{given.row}{how}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
             if not gap.has_width:
                 print(f"{where}; {gap.mean:.2f} % for every seed, so no interval is stated")
                 continue
@@ -391,7 +401,7 @@ def _card(given: argparse.Namespace) -> int:
 
 def _data(given: argparse.Namespace) -> int:
     from .data import folders
-    from .data.sources import prepare, source
+    from .data.sources import prepare, report
     from .files import data_root
 
     name, images, root = given.set, None, given.data_root
@@ -401,16 +411,9 @@ def _data(given: argparse.Namespace) -> int:
     checking = given.action == "check"
     if name in FILE_SETS:
         text = folders.report(name, images, data_root(root), checking)
-        print(f"{text}: good" if checking else text)
-    elif checking:
-        found = source(name, root)
-        where = "" if name == "digits" else f" in {data_root(root)}"
-        print(
-            f"{found.title}: {len(found.train[1])} training and {len(found.test[1])} test images"
-            f"{where}: good"
-        )
     else:
-        print(prepare(name, root))
+        text = (report if checking else prepare)(name, root)
+    print(f"{text}: good" if checking else text)
     return 0
 
 

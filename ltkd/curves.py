@@ -29,23 +29,22 @@ def adjusted_counts(
     tau counts from the biased space for every method alike: a student that balanced softmax has
     trained stands at tau = 1 as it is. What was computed once lies beside the record.
     """
-    path = record.folder / "adjusted.json"
+    path, kept = record.folder / "adjusted.json", store.model_path(record.spec).exists()
     about = {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
     try:
-        kept = files.unsealed(json.loads(path.read_text()))
-        if {key: kept[key] for key in about} != about:
+        found = files.unsealed(json.loads(path.read_text()))
+        if {key: found[key] for key in about} != about:
             raise ValueError("it is of another network or other values of tau")
-        return np.asarray(kept["correct"])
+        return np.asarray(found["correct"])
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        print(f"{path}: damaged ({error}); made anew", flush=True)
-    spec = record.spec
-    if not store.model_path(spec).exists() or (data.counts < 1).any():
+        files.set_aside(path, error, "made anew" if kept else "its network is not there any more")
+    if not kept or (data.counts < 1).any():
         return None
-    model = store.load_model(spec).to(device)
-    logits = predict(model, data, data.test_images, spec).cpu()
-    own, labels = float(METHODS[spec.method].balanced), data.test_labels
+    model = store.load_model(record.spec).to(device)
+    logits = predict(model, data, data.test_images, record.spec).cpu()
+    own, labels = float(METHODS[record.spec.method].balanced), data.test_labels
     right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
              for tau in TAUS]  # fmt: skip
     correct = torch.stack([one.bincount(minlength=len(data.counts)) for one in right])

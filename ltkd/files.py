@@ -43,14 +43,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
-def set_aside(path: Path, why: object) -> None:
+def set_aside(path: Path, why: object, then: str = "made anew") -> None:
     """Keep a damaged file under a name that says so, out of the way of the one made anew."""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)
     except FileNotFoundError:  # another process saw it, too
         return
-    print(f"{path}: damaged ({why}); kept as {aside.name}, made anew", file=sys.stderr, flush=True)
+    print(f"{path}: damaged ({why}); kept as {aside.name}, {then}", file=sys.stderr, flush=True)
 
 
 class Stopped(Exception):
@@ -167,12 +167,13 @@ def _git(*arguments: str) -> str:
 @cache
 def code_version() -> dict[str, Any]:
     """Version, commit, and whether the library's files differ from that commit."""
-    commit = _git("rev-parse", "HEAD")
+    own = _git("rev-parse", "--show-toplevel") == str(ROOT)  # else it is installed inside another
+    commit = _git("rev-parse", "HEAD") if own else ""
     dirty = bool(_git("status", "--porcelain", "--", "ltkd")) if commit else None
     from . import __version__
 
-    own = {"version": __version__, "library_sha256": library_sha256()}
-    return own | {"commit": commit or None, "dirty": dirty}
+    about = {"version": __version__, "library_sha256": library_sha256()}
+    return about | {"commit": commit or None, "dirty": dirty}
 
 
 @cache
@@ -197,7 +198,7 @@ def hardware() -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-    text = f"{model or platform.processor() or platform.machine()}, {cores()} cores"
+    text = f"{model or platform.processor() or platform.machine()}, {many(cores(), 'core')}"
     import torch
 
     if torch.cuda.is_available():

@@ -149,7 +149,7 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 ABLATIONS: dict[str, tuple[str, Args]] = {
     "baseline": ("kd", {}),
     "cross_biased": ("ltkd", {"beta": 0.0, "rebalance": False}),
-    "cross_rebalanced": ("ltkd", {"beta": 0.0}),
+    "cross_rebalanced": ("ltkd", {"beta": 0.0, "rebalance": True}),
     "within_only": ("ltkd", {"alpha": 0.0}),
-    "cross_and_within": ("ltkd", {}),
+    "cross_and_within": ("ltkd", {"rebalance": True}),
 }

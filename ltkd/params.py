@@ -211,7 +211,19 @@ class Images(_Strict):
 
 
 class RunSpec(_Strict):
-    """One training run, a pure function of these fields (with the data and the numerics version)."""
+    """One training run, a pure function of these fields (with the data and the numerics version).
+
+    dataset, gamma, split_seed, holdout, seed, precision, threads, eval_every and clip_norm are what
+    a study's parameters of these names say (gamma, seed: one of its gammas, seeds). Besides:
+
+    images          of a set of image files, see ``Images``; else None
+    teacher         its network; None for methods without one. It is trained with teacher_seed, and
+                    asked in tables of its answers or, where none can hold them, live
+    method_args     over the method's defaults, which are written out: `ltkd methods` lists them
+    groups          class groups, of LTKD's methods alone; else None
+    batch, lr       images a step; rate at the schedule's peak, see ``peak_lr`` for slow learners
+    Raises pydantic's ValidationError, a ValueError, where they do not go together.
+    """
 
     dataset: Dataset
     images: Images | None = None
@@ -261,6 +273,10 @@ class RunSpec(_Strict):
             raise ValueError(
                 f"method {self.method!r} needs a teacher; allowed: {', '.join(NETWORKS)}"
             )
+        if self.teacher is None and (self.teacher_seed or self.teacher_source != "table"):
+            raise ValueError(
+                "teacher_seed and teacher_source are of a run with a teacher; leave them out"
+            )
         if self.teacher is not None:
             _known("network", self.teacher, NETWORKS)
             if not method.loss:
@@ -275,9 +291,12 @@ class RunSpec(_Strict):
                              f"{most * method.uses_groups}")  # fmt: skip
         if self.groups and classes and self.groups > classes:
             raise ValueError(f"groups = {self.groups}: {self.dataset} has {classes} classes")
-        if self.batch % self.processes or self.batch < 2 * self.processes:
-            raise ValueError(f"batch = {self.batch}: should be a multiple of the {self.processes} "
-                             "processes that share it, with two images for each at least")  # fmt: skip
+        its_teachers = [256] if self.teacher and self.dataset == "imagenet" else []
+        for batch in (self.batch, *(b for b in its_teachers if b < self.batch)):
+            if batch % self.processes or batch < 2 * self.processes:
+                whose = "" if batch == self.batch else f", with which the teacher has {batch}"
+                raise ValueError(f"batch = {self.batch}{whose}: should be a multiple of the {self.processes} "
+                                 "processes that share it, with two images for each at least")  # fmt: skip
         _coherent_images(self.dataset, self.images, [self.gamma], self.holdout)
         live = live_teacher(self.method, self.dataset, self.images)
         if self.teacher and live and self.teacher_source != "live":
@@ -317,7 +336,11 @@ class RunSpec(_Strict):
     @property
     def title(self) -> str:
         """A short name for people, for progress lines and messages."""
-        return f"{self.method} {self.pair} {gamma_text(self.gamma)} seed {self.seed}"
+        own = METHODS[self.method].defaults(self.teacher, self.student)
+        args = [f"{k} {v:g}" for k, v in self.method_args.items() if v != own[k]]
+        args += [f"n = {self.groups}"] if self.groups not in (None, 3) else []
+        text = f"{self.method} {self.pair} {gamma_text(self.gamma)} seed {self.seed}"
+        return ", ".join([text, *args])
 
 
 def check_fit(spec: RunSpec, counts: Sequence[int]) -> None:
@@ -368,7 +391,7 @@ class StudyParameters(_Strict):
     teacher_seed: Annotated[Seed, Field(description="the one teacher that all students share")] = 0
     epochs: Annotated[int | None, Field(ge=1, le=10_000, description="None: the data set's own (digits 25, ImageNet 100, else 240)")] = None
     batch: Annotated[int | None, Field(ge=2, le=65_536, description="None: the data set's own (digits 32, ImageNet 512 or 256)")] = None
-    lr: Annotated[Positive | None, Field(description="peak rate; None: the data set's own (0.05; ImageNet 0.2 or 0.1)")] = None
+    lr: Annotated[Positive | None, Field(description="peak rate (MobileNetV2 and ShuffleNetV1 take a fifth); None: the data set's own (0.05; ImageNet 0.2 or 0.1)")] = None
     schedule: Annotated[Schedule, Field(description="one_cycle; or steps: x 0.1 at the recipe's epochs")] = "one_cycle"
     clip_norm: Annotated[Positive | None, Field(description="clip the gradient's norm; None: never")] = None
     groups: Annotated[Count, Field(description="class groups of LTKD, head first")] = 3
@@ -560,6 +583,8 @@ def load_spec(path: str | Path, processes: int = 1) -> RunSpec:
     recipe = recipe_of(dataset, method) if known else RECIPES.get(dataset)
     keys = ("epochs", "batch", "lr", "weight_decay")
     defaults = {k: getattr(recipe, k) for k in keys} if recipe else {}
+    if dataset == "imagenet" and ("lr" in values) != ("batch" in values):
+        raise ParameterError(f"{path}: on imagenet lr and batch both, or neither: there they depend on the method")
     spec: RunSpec = check(RunSpec, {"processes": processes} | defaults | values, str(path))
     if spec.processes != processes:
         start = f"torchrun --nproc-per-node {spec.processes} -m ltkd train {path}"

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from json import loads
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import torch
 
 from . import parallel
 from .data import DataError
-from .files import Stopped, alive, clock, cores
+from .files import LEASE, Stopped, alive, clock, cores
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -336,12 +337,21 @@ def progress_of(store: Store, spec: RunSpec) -> str:
     if now is None:
         return ""
     at = f"epoch {now['epoch']}/{now['epochs']}"
-    # Another machine's process cannot be seen; its file is then as old as its last epoch.
-    if alive(now["pid"]):
+    if _lives(store, spec, now):
         return f"{at}, {_note(now)}"
     return f"stopped after {at}, " + (
         "goes on from its checkpoint" if store.checkpoint(spec).exists() else "begins anew"
     )
+
+
+def _lives(store: Store, spec: RunSpec, now: dict[str, Any]) -> bool:
+    """Whether the process that told of itself is at work; another machine's touches its lock."""
+    if now.get("host", node()) == node():
+        return alive(now["pid"])
+    try:
+        return time.time() - store.lock(spec).stat().st_mtime < LEASE
+    except OSError:
+        return False
 
 
 def _say(line: str) -> None:

@@ -8,11 +8,12 @@ another device is reused, and shown as such.
 import io
 import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,10 @@ class Store:
         """What an unfinished run goes on from, where it has come that far."""
         return self.run_folder(spec) / self.CHECKPOINT
 
+    def lock(self, spec: RunSpec) -> Path:
+        """Held, and touched, by the process that makes the run."""
+        return self.run_folder(spec) / "run.lock"
+
     def progress(self, spec: RunSpec) -> Path:
         """Where an unfinished run is, for those who watch it."""
         return self.run_folder(spec) / "progress.json"
@@ -180,6 +185,7 @@ class Store:
     ) -> None:
         """Write a record; the record itself comes last, so that its presence means all is there."""
         folder = self.run_folder(spec)
+        (folder / "record.json").unlink(missing_ok=True)  # of a teacher whose network is lost, say
         for name, blob in blobs.items():
             files.write_atomic(folder / name, blob)
         if model is not None:
@@ -266,6 +272,20 @@ def same_bits() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _settings(spec: RunSpec, device: torch.device) -> Iterator[None]:
+    """Threads and, on a GPU, determinism as the run has them; the caller's own, afterwards."""
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    torch.set_num_threads(spec.threads)
+    if device.type == "cuda":
+        same_bits()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(strict)
+
+
 def run(
     spec: RunSpec,
     *,
@@ -277,10 +297,13 @@ def run(
     """The record of ``spec``: read when it is there, made when it is not (its teacher's first).
 
     outputs    the study's folder; None: outputs/scratch
+    device     auto (a GPU where there is one), cpu or cuda
+    data_root  folder of the data sets; None: LTKD_DATA, else data/ of the project
     stop       polled at every step; when true the run saves a checkpoint and raises Stopped
     Raises DataError when the data is missing, ParameterError when the spec asks for more than it
     holds or a class would keep no image, Diverged when its teacher diverged (a student that did has
-    a record which says so), ValueError for a GPU that is not there or another number of processes.
+    a record which says so), ValueError for a GPU that is not there or another number of processes,
+    torch.OutOfMemoryError, and OSError where nothing can be written.
     Two processes that ask for the same run do it once;
     those that torchrun started for it, ``spec.processes`` of them, make it together.
     """
@@ -302,14 +325,15 @@ def run(
         )
         if teacher.diverged:
             raise Diverged(f"{spec.title}: its teacher diverged ({teacher.values['reason']})")
-    folder = store.run_folder(spec)
-    mine = nullcontext() if parallel.rank() else files.locked(folder / "run.lock", stop)
+    mine = nullcontext() if parallel.rank() else files.locked(store.lock(spec), stop)
     with ExitStack() as held:
         parallel.in_turn(lambda: held.enter_context(mine))
         found = parallel.in_turn(lambda: store.get(spec))
         if not found:
+            where = pick_device(device)
             try:
-                _make(spec, store, pick_device(device), data_root, stop)
+                with _settings(spec, where):
+                    _make(spec, store, where, data_root, stop)
             except torch.AcceleratorError as error:  # full is full, whichever call of CUDA met it
                 if "out of memory" in str(error):
                     raise torch.OutOfMemoryError(str(error)) from error
@@ -321,10 +345,8 @@ def run(
 
 def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | None,
           stop: Callable[[], bool]) -> None:  # fmt: skip
-    torch.set_num_threads(spec.threads)
+    files.code_version()  # kept from now on: of the code that runs, whatever is committed meanwhile
     gpu = device.type == "cuda"
-    if gpu:
-        same_bits()
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     check_fit(spec, data.counts.tolist())
     feed = data.feed(device)
@@ -349,7 +371,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
 
     def tell(now: dict[str, Any]) -> None:
         if parallel.rank() == 0:
-            files.write_atomic(progress, json.dumps(now | {"pid": os.getpid()}))
+            files.write_atomic(progress, json.dumps(now | {"pid": os.getpid(), "host": node()}))
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "status": "done",
@@ -380,7 +402,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     devices, machines = (dict.fromkeys(part) for part in zip(*trainer.at.machines, strict=True))
     values |= {
         "device": "; ".join(devices), "hardware": "; ".join(machines),
-        "compiled": False, "code": files.code_version(), "versions": files.versions(),
+        "code": files.code_version(), "versions": files.versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     store.put(spec, values, blobs, model_bytes)

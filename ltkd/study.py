@@ -304,27 +304,42 @@ class Study:
         found = [record for record in self.store.all() if record.run not in own]
         return pd.DataFrame([self._row("", one) for one in found if not one.diverged])
 
-    def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
-        """A method's runs in the table of methods, and ``results`` of those that are there."""
+    def _row_records(self, method: str) -> tuple[list[RunSpec], list[tuple[str, RunRecord]]]:
         specs = [spec for _, spec in self._items("distillation") if spec.method == method]
         records = self.there(specs).records
         found = [records[name] for spec in specs if (name := pool.identity(spec)) in records]
-        return specs, pd.DataFrame([self._row("", one) for one in found if not one.diverged])
+        return specs, [("", record) for record in found if not record.diverged]
+
+    def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
+        """A method's runs in the table of methods, and ``results`` of those that are there."""
+        specs, found = self._row_records(method)
+        return specs, pd.DataFrame([self._row(*one) for one in found])
+
+    def adjusted_row(self, method: str) -> pd.DataFrame:
+        """``adjusted`` of a method's runs in the table of methods, of those that are there."""
+        return self._adjusted(self._row_records(method)[1])
+
+    def _labels(self, variant: str, record: RunRecord) -> dict[str, Any]:
+        spec = record.spec
+        pair = [Pair(spec.teacher, spec.student).label] if spec.teacher else []
+        return {
+            "run": record.run, "pair": (pair or [network_label(spec.student)])[0],
+            "method": spec.method, "label": METHODS[spec.method].label, "variant": variant,
+            "seed": spec.seed,
+        }  # fmt: skip
 
     def _row(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec, values = record.spec, record.values
         totals = [int(np.sum(row["correct"])) for row in values["history"] if "correct" in row]
         best = int(np.argmax(totals))
         epochs = [row["epoch"] for row in values["history"] if "correct" in row]
-        pair = (
-            Pair(spec.teacher, spec.student).label if spec.teacher else network_label(spec.student)
-        )
         names = ("ce_weight", "kd_weight", "alpha", "beta", "temperature", "rebalance")
         args = {name: spec.method_args.get(name) for name in names}
+        about = self._labels(variant, record)
         return {
             "run": record.run, "dataset": spec.dataset, "gamma": self._factor(record),
-            "teacher": spec.teacher or "", "student": spec.student, "pair": pair,
-            "method": spec.method, "label": METHODS[spec.method].label,
+            "teacher": spec.teacher or "", "student": spec.student, "pair": about["pair"],
+            "method": spec.method, "label": about["label"],
             "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
             "epochs": spec.epochs, "holdout": spec.holdout,
             "teacher_sha256": (values["teacher_sha256"] or "")[:12],
@@ -352,9 +367,9 @@ class Study:
         """A row a run and class: training images (count), group, test accuracy in percent."""
         frames = []
         for variant, record in self._records(part):
-            about, row = record.values["data"], self._row(variant, record)
+            about = record.values["data"]
             frames.append(pd.DataFrame({
-                **{k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")},
+                **self._labels(variant, record),
                 "class_id": range(len(about["counts"])), "class_name": about["class_names"],
                 "count": about["counts"], "group": class_groups(about["counts"]).numpy(),
                 "accuracy": 100 * record.correct() / np.asarray(about["test_counts"]),
@@ -365,8 +380,7 @@ class Study:
         """A row a run and epoch: losses, and the accuracies where the epoch was evaluated."""
         rows = []
         for variant, record in self._records(part):
-            row = self._row(variant, record)
-            name = {k: row[k] for k in ("run", "pair", "method", "label", "variant", "seed")}
+            name = self._labels(variant, record)
             for entry in record.values["history"]:
                 losses = {k: entry[k] for k in ("epoch", "loss", "label_loss", "distillation_loss")}
                 seen = (
@@ -383,18 +397,22 @@ class Study:
         as_trained marks the tau at which the logits are as the loss left them. Runs whose network
         is not kept here are left out.
         """
-        rows, same = [], ["run", "pair", "method", "label", "ours", "variant", "seed"]
+        return self._adjusted(self._records(part))
+
+    def _adjusted(self, found: Sequence[tuple[str, RunRecord]]) -> pd.DataFrame:
+        rows = []
         device = pick_device(self.parameters.device)
-        for variant, record in self._records(part):
+        for variant, record in found:
             data = self.data(record.spec.gamma)
             correct = adjusted_counts(self.store, record, data, device)
             if correct is None:
                 continue
-            about, own = self._row(variant, record), METHODS[record.spec.method].balanced
-            name = {k: about[k] for k in same}
+            method = METHODS[record.spec.method]
+            name, own = self._labels(variant, record) | {"ours": method.ours}, method.balanced
             for tau, right in zip(TAUS, correct, strict=True):
                 where = {"tau": tau, "as_trained": tau == float(own)}
                 rows.append(name | where | self._accuracies(record, right))
+        same = ["run", "pair", "method", "label", "ours", "variant", "seed"]
         columns = [*same, "tau", "as_trained", "all", "head", "medium", "tail"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -407,13 +425,15 @@ class Study:
     def data(self, gamma: float | Literal["first"] | None = "first") -> LongTailed:
         """The training and test set at one of the study's gammas."""
         p = self.parameters
-        if gamma == "first":
-            gamma = p.gammas[0]
-        elif gamma not in p.gammas:
-            if None not in p.gammas:
-                raise ValueError(f"gamma = {gamma}: not of this study; allowed: {p.gammas}")
-            gamma = None  # a table states the factor of classes left as they are
-        return load(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
+        factor = p.gammas[0] if gamma == "first" else gamma
+        known = factor in p.gammas
+        if not known and None in p.gammas:  # a table states the factor of classes as they are
+            factor = None
+        if known or factor is None:
+            own = load(p.dataset, factor, p.split_seed, p.data_root, self._images, p.holdout)
+            if known or own.gamma == gamma:
+                return own
+        raise ValueError(f"gamma = {gamma}: not of this study; allowed: {p.gammas}")
 
     def _size_of(self, gamma: float | None) -> Size:
         """How large the set at one of the gammas is; ``size`` remembers it."""

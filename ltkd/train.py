@@ -136,7 +136,8 @@ def initial_model(spec: RunSpec, classes: int) -> nn.Module:
 def seeded(purpose: str, seed: int) -> Iterator[None]:
     """Torch's global generator at the start of a stream of its own; as it was, afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(stream(purpose, seed).randint(2**31)))
+        # Not torch.manual_seed, which would seed every GPU, too.
+        torch.default_generator.manual_seed(int(stream(purpose, seed).randint(2**31)))
         yield
 
 
@@ -209,7 +210,7 @@ def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:
     return sha256(canonical([spec.model_dump(), position, sorted(parts)]))
 
 
-class Recorded:
+class CudaGraphStep:
     """A step of hundreds of small kernels as one CUDA graph, which a GPU runs without waiting for
     the launch of each.
 
@@ -268,7 +269,7 @@ class Trainer:
         self.parameters = [*self.model.parameters(), *objective.parameters()]
         self._moved = self.parameters if spec.momentum else []  # without it torch keeps no buffer
         self.view = torch.zeros_like(self.labels)  # of each training image, in this epoch
-        self.recorded: Recorded | None = None
+        self.recorded: CudaGraphStep | None = None
         lr: float | Tensor = spec.lr
         if self.device.type == "cuda" and feed.whole and parallel.world() == 1:
             lr = torch.full((), spec.lr, device=self.device)
@@ -277,16 +278,10 @@ class Trainer:
             def recorded(index: Tensor, weight: Tensor) -> None:
                 self._step(index, weight, data.normalise(self.seen[index], feed.scale))
 
-            self.recorded = Recorded(recorded)
+            self.recorded = CudaGraphStep(recorded)
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=spec.momentum,
                                          weight_decay=spec.weight_decay, fused=True)  # fmt: skip
-        self.steps = (
-            len(self.labels) // spec.batch
-        )  # the short last batch is dropped, in every method
-        if self.steps == 0:
-            raise ValueError(
-                f"batch = {spec.batch}: the training set has only {len(self.labels)} images"
-            )
+        self.steps = len(self.labels) // spec.batch  # the short last batch is dropped, always
         self.predicted = self.test_labels  # class ids at the last evaluation, once there was one
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.at = _Position()
@@ -379,7 +374,7 @@ class Trainer:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
         spec, end = self.spec, self.steps * self.spec.epochs
         began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
-        started, told, accuracy = time.monotonic(), -math.inf, None
+        started, last_word, accuracy = time.monotonic(), -math.inf, None
         self.model.train()
         while self.at.step < end:
             epoch = self.at.step // self.steps + 1
@@ -410,11 +405,11 @@ class Trainer:
             accuracy = accuracy if found is None else found  # the last one known
             now = time.monotonic()
             rate = (self.at.step - first) / (now - started)
-            if self.at.step == end or now - told > TELL_SECONDS:
+            if self.at.step == end or now - last_word > TELL_SECONDS:
                 tell({"epoch": epoch, "epochs": spec.epochs, "images_per_second": rate * spec.batch,
                       "seconds_left": (end - self.at.step) / rate,
                       "accuracy": accuracy})  # fmt: skip
-                told = now
+                last_word = now
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
                 self.at.seconds = now - began
                 self.save()

@@ -228,17 +228,24 @@ def accuracies(runs: pd.DataFrame, by: str = "method") -> pd.DataFrame:
     return wide(summarise(runs, by, (*METRICS, "best_all")))
 
 
-def to_reproduce(runs: pd.DataFrame) -> pd.DataFrame:
-    """Where a row's mean should fall when its seeds are run again elsewhere: overall and tail."""
-    cells = {}
+def to_reproduce(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
+    """Where a row's mean should fall when its seeds are run again elsewhere, overall and on the
+    tail: as trained and, of the methods whose curves are all known, with the prior removed."""
+    cells: dict[str, dict[str, str]] = {}
+    removed = prior_removed(adjusted)
     for method, rows in runs.groupby("method", sort=False):
-        found = {metric: prediction(rows[metric], len(rows)) for metric in ("all", "tail")}
-        none = "one seed: no interval" if len(rows) == 1 else "seeds equal: no interval"
-        cells[method] = {
-            k: f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−") if gap.has_width else none
-            for k, gap in found.items()
-        }
-    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row")
+        cells[str(method)] = {}
+        after = removed[removed["run"].isin(rows["run"])]
+        for how, part in {"": rows, REMOVED: after}.items():
+            if len(part) < len(rows):
+                continue
+            for metric in ("all", "tail"):
+                gap = prediction(part[metric], len(part))
+                text = "one seed: no interval" if len(part) == 1 else "seeds equal: no interval"
+                if gap.has_width:
+                    text = f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−")
+                cells[str(method)][metric + how] = text
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row").fillna("—")
 
 
 def note(runs: pd.DataFrame, by: str = "method") -> Markdown:

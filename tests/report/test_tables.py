@@ -45,11 +45,17 @@ def test_a_prediction_is_for_new_seeds():
     # As above, and m = 3 new seeds scatter as much again: half-width 4.30265 sqrt(1/3 + 1/3).
     found = tables.prediction([1.0, 2.0, 3.0], 3)
     assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
-    assert tables.to_reproduce(runs({"kd": [1.0, 2.0, 3.0]})).loc["kd", "tail"] == "−1.5 to 5.5"
+    both = runs({"kd": [1.0, 2.0, 3.0], "ltkd": [1.0, 2.0, 3.0]})
+    after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4)
+    stated = tables.to_reproduce(both, after[after["run"] != both["run"].iloc[-1]])
+    assert stated.loc["kd", "tail"] == "−1.5 to 5.5"
+    assert stated.loc["kd", "tail, prior removed"] == "2.5 to 9.5"
+    assert stated.loc["ltkd", "tail, prior removed"] == "—"  # of one seed it is not known
     equal = tables.prediction([2.0, 2.0, 2.0], 3)
     assert equal.mean == 2
     assert np.isnan([equal.low, equal.high]).all()
-    assert "no interval" in tables.to_reproduce(runs({"kd": [2.0, 2.0, 2.0]})).loc["kd", "tail"]
+    same = runs({"kd": [2.0, 2.0, 2.0]})
+    assert "no interval" in tables.to_reproduce(same, after[:0]).loc["kd", "tail"]
 
 
 def test_t_interval_against_scipy():
