@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltkd import Study, adjust_logits
-from ltkd.curves import TAUS, adjusted_counts
+from ltkd.curves import TAUS, adjusted_counts, has_curve
 from ltkd.methods import METHODS
 
 CPU = torch.device("cpu")
@@ -119,9 +119,13 @@ def test_what_was_computed_once_is_read_and_damage_is_not(study, capsys):
     for damage in (json.dumps(kept), text[:-9], "[]", "{}", "3"):
         path.write_text(damage)
         assert adjusted_counts(study.store, record, data, CPU) is None
-        assert f"{path}: damaged" in capsys.readouterr().out
+        said = capsys.readouterr().err
+        assert f"{path}: damaged" in said
+        assert "kept as adjusted.json.damaged, its network is not there any more" in said
+        assert not has_curve(study.store, record)
     assert "kd" not in set(study.adjusted("distillation")["method"])
     model.write_bytes(weights)
+    path.write_text(text[:-9])
     assert (adjusted_counts(study.store, record, data, CPU) == first).all()
     assert path.read_text() == text
 

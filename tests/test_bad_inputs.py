@@ -265,6 +265,12 @@ SPECS = {
     "a rate below zero": ({"lr": "-1"}, "lr = -1: input should be greater than 0"),
     "full momentum": ({"momentum": "1"}, "momentum = 1: input should be less than 1"),
     "a decay of two": ({"weight_decay": "2"}, "weight_decay = 2: input should be less than or"),
+    "a teacher's seed without one": ({"teacher_seed": "3"}, "are of a run with a teacher"),
+    "live without a teacher": ({"teacher_source": "live"}, "are of a run with a teacher"),
+    "a batch without its rate": (
+        TAUGHT | {"dataset": "imagenet", "batch": "1024"},
+        "on imagenet lr and batch both, or neither",
+    ),
     "a seed of 2**31": ({"seed": "2147483648"}, "seed = 2147483648: input should be less than"),
     "yes for a seed": ({"seed": "yes"}, "seed = True: input should be a valid integer"),
     "a gamma that is null": ({"gamma": "null"}, "a gamma that is null, belong to tiny_imagenet"),
@@ -330,6 +336,13 @@ def test_command_lines(case, refused, monkeypatch):
     arguments, says = CALLS[case]
     monkeypatch.setattr("ltkd.pool.ProcessPoolExecutor", None)
     refused(*arguments, says=says)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_any_work(tmp_path, refused, monkeypatch):
+    path = tmp_path / "one.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in GOOD.items()))
+    monkeypatch.setattr("ltkd.pool.ProcessPoolExecutor", None)
+    refused("train", path, "--device", "cuda", says="device = 'cuda': no GPU that torch can use")
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path, refused):

@@ -303,14 +303,23 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(
     assert cli.main(again) == 0
     said = capsys.readouterr().out.splitlines()
     rows = study.results("distillation")
-    assert stated == [(list(rows[metric]), 2) for metric in ("all", "tail")]
+    after = tables.prior_removed(study.adjusted("distillation"))
+    each = [(how, frame, metric) for how, frame in (("", rows), (", prior removed", after))
+            for metric in ("all", "tail")]  # fmt: skip
+    assert stated == [(list(frame[metric]), 2) for _, frame, metric in each]
     top1 = f"{study.results('teachers')['all'].item():.2f} %"
     ends = f"{top1}; the interval holds for the study's, {top1}"
     assert said.pop() == f"teacher resnet20 gamma 20 seed 0: {ends}"
-    for metric, line in zip(("all", "tail"), said, strict=True):  # the same machine: the same mean
-        mean = rows[metric].mean()
+    for (how, frame, metric), line in zip(each, said, strict=True):  # one machine: the same mean
+        mean = frame[metric].mean()
         expected = f"{mean:.2f} %; expected {mean - 1:.2f} to {mean + 1:.2f}: inside"
-        assert line == f"kd, ResNet20-ResNet8, gamma 20, {metric}: {expected}"
+        assert line == f"kd{how}, ResNet20-ResNet8, gamma 20, {metric}: {expected}"
+    for curve in (tmp_path / "tiny" / "runs").glob("*/adjusted.json"):
+        curve.unlink()
+    for network in (tmp_path / "tiny" / "runs").glob("*/model.safetensors"):
+        network.unlink()
+    assert cli.main(again) == 0  # of the study's row nothing is known after training
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2
     assert len(list((tmp_path / "reproduced" / "tiny" / "runs").iterdir())) == 3
     monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
     assert cli.main(again) == 1

@@ -90,7 +90,14 @@ def test_bad_counts(function, counts, message) -> None:
         function(counts)
 
 
-@pytest.mark.parametrize(("many", "few"), [(10, 20), (5, -1)])
-def test_bad_thresholds(many: int, few: int) -> None:
-    with pytest.raises(ValueError, match=f"many is {many} and few is {few}"):
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_counts_are_counts(kind) -> None:
+    counts = np.array([3, 200, 5], dtype=kind)
+    assert class_groups(counts).tolist() == [2, 0, 1]
+    assert threshold_groups(counts).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize(("many", "few"), [(10, 20), (5, -1), ("100", 20), (100, None)])
+def test_bad_thresholds(many, few) -> None:
+    with pytest.raises(ValueError, match=f"many is {many!r} and few is {few!r}"):
         threshold_groups([1, 2], many, few)

@@ -162,6 +162,16 @@ def test_the_quick_file_is_the_default_and_a_sweep():
     assert quick.model_copy(update={"sweep": {}}) == StudyParameters()
 
 
+def test_a_teacher_that_its_processes_cannot_share_is_refused():
+    about = {"dataset": "imagenet", "images": {"folder": "imagenet", "size": 64}, "gamma": 100.0,
+             "student": "resnet18_imagenet", "teacher": "resnet34_imagenet", "method": "kd",
+             "epochs": 1, "lr": 0.1}  # fmt: skip
+    for batch, processes in ((510, 3), (384, 6)):
+        with pytest.raises(ValueError, match=f"batch = {batch}, with which the teacher has 256"):
+            RunSpec(**about, batch=batch, processes=processes)
+    assert RunSpec(**about, batch=512, processes=4).teacher_spec.batch == 256
+
+
 def test_the_parameters_cell_holds_exactly_the_schema():
     tree = ast.parse(parameters_cell())
     cell = {node.target.id: ast.literal_eval(node.value) for node in tree.body}

@@ -1,6 +1,7 @@
 """The store: an identity that moves only when the numbers do, done once, whole or absent."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ltkd import RunRecord, pool, run
+from ltkd import RunRecord, files, pool, run
 from ltkd.files import Stopped, locked, write_atomic
 from ltkd.runs import Store, identity, pick_device
 from ltkd.train import Trainer
@@ -189,6 +190,70 @@ def test_a_diverging_run_leaves_a_record_that_says_so(tmp_path, tiny):
     record = run(tiny(lr=1e4, schedule="steps", epochs=3), outputs=tmp_path)
     assert record.diverged
     assert "the loss is" in record.values["reason"]
+
+
+def test_a_run_leaves_its_caller_its_threads(tmp_path, tiny):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(tiny(epochs=1), outputs=tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_record_names_the_code_that_made_it(tmp_path, tiny, monkeypatch):
+    commit = "a" * 40
+    monkeypatch.setattr(
+        files, "_git", lambda *words: str(files.ROOT) if "--show-toplevel" in words else commit
+    )
+    files.code_version.cache_clear()
+
+    def commits_meanwhile():
+        nonlocal commit
+        commit = "b" * 40
+        return False
+
+    record = run(tiny(epochs=1), outputs=tmp_path, stop=commits_meanwhile)
+    files.code_version.cache_clear()
+    assert record.values["code"]["commit"] == "a" * 40
+
+
+def test_an_installation_inside_another_repository_is_not_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "_git", lambda *words: str(tmp_path))
+    files.code_version.cache_clear()
+    assert files.code_version()["commit"] is None
+    files.code_version.cache_clear()
+
+
+def test_a_kill_while_a_teacher_is_made_anew_leaves_no_mixture(tmp_path, tiny, monkeypatch, capsys):
+    store, spec = Store(tmp_path), tiny(method="kd", teacher="resnet8", epochs=1).teacher_spec
+    run(spec, outputs=tmp_path)
+    store.model_path(spec).unlink()
+
+    def killed(path, data):
+        write_atomic(path, data + b" " if path.name == "predictions.npy" else data)
+        if path == store.model_path(spec):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, outputs=tmp_path)
+    assert store.get(spec) is None
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_is_told_from_a_dead_one(tmp_path, tiny):
+    store, spec = Store(tmp_path), tiny()
+    now = {"epoch": 1, "epochs": 2, "images_per_second": 9.0, "seconds_left": 5.0,
+           "accuracy": None, "pid": os.getpid(), "host": "another"}  # fmt: skip
+    write_atomic(store.progress(spec), json.dumps(now))
+    assert pool.progress_of(store, spec) == "stopped after epoch 1/2, begins anew"
+    store.lock(spec).touch()
+    assert pool.progress_of(store, spec) == "epoch 1/2, 9 images/s, 5 s left"
+    old = time.time() - 2 * files.LEASE
+    os.utime(store.lock(spec), (old, old))
+    assert pool.progress_of(store, spec) == "stopped after epoch 1/2, begins anew"
 
 
 SCRIPT = """

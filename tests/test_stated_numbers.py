@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ltkd.data import load
 from ltkd.methods import METHODS
@@ -76,7 +77,8 @@ def accuracy_rows():
 
 def difference_rows():
     runs, adjusted = frames()
-    first = (("", "ltkd", "kd"), ("", "ltkd_removed", "ltkd"), ("", "student_removed", "ltkd"))
+    first = (("", "ltkd", "kd"), ("", "ltkd_removed", "ltkd"), ("", "student_removed", "ltkd"),
+             ("", "kd_ce1_removed", "kd_removed"))  # fmt: skip
     for asked in (first, claims.QUESTIONS, claims.AFTER):
         table = claims.questions(tables.joined(runs, adjusted), asked)
         for name, row in table[table["n"] > 0].iterrows():
@@ -150,7 +152,8 @@ FULL_STEPS = {
     RESNET: (
         ("ltkd", "kd"), ("kd_ce1", "kd"), ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"),
         ("kd_ce1_removed", "kd_ce1"), ("kd_ce1_removed", "ltkd"), ("ltkd_removed", "ltkd"),
-        ("ltkd_removed", "kd_ce1_removed"), ("kd_ce1_removed", "balanced_softmax")),
+        ("ltkd_removed", "kd_ce1_removed"), ("kd_ce1_removed", "balanced_softmax"),
+        ("kd_ce1_removed", "kd_removed")),
     VGG: (
         ("kd_ce1", "kd"), ("kd_removed", "kd"), ("kd_ce1_removed", "kd_removed"),
         ("kd_ce1_removed", "kd_ce1"), ("kd_ce1_removed", "ltkd"),
@@ -209,19 +212,26 @@ def full_difference_rows(pair=RESNET):
 
 
 RIVALS = (
-    "kd", "kd_ce1_removed", "student_removed", "kd_adjusted", "balanced_softmax", "ltkd_removed",
+    "kd", "kd_removed", "kd_ce1_removed", "student_removed", "kd_adjusted", "balanced_softmax",
+    "ltkd_held_out", "ltkd_removed",
 )  # fmt: skip
 
 
 def rival_rows():
     """What each has more than LTKD as it stands: a column for each pair and schedule."""
-    columns = [tables.paired(students(*both), "ltkd") for both in (frames(), full(VGG), full())]
+    columns, tau = [], held_out_tau()["ltkd"]
+    for runs, adjusted in (frames(), full(VGG), full()):
+        own = adjusted[(adjusted["method"] == "ltkd") & (adjusted["tau"] == tau)]
+        whole = pd.concat([students(runs, adjusted), own.assign(method="ltkd_held_out")])
+        columns.append(tables.paired(whole, "ltkd"))
+    names = tables.LABELS | {"ltkd_held_out": f"LTKD, prior removed in part, τ = {tau:g}"}
     for method in RIVALS:
         for metric in ("all", "head", "tail"):
             found = [tables.interval_of(gaps, method=method, metric=metric) for gaps in columns]
             cells = [one.difference() + f" ({one.n})" * (one.n < 3) if one.n else "not run"
                      for one in found]  # fmt: skip
-            name = f" {tables.marked(tables.LABELS[method])}" if metric == "all" else ""
+            ours = " (ours)" if method != "kd" else ""
+            name = f" {names[method]}{ours}" if metric == "all" else ""
             yield f"|{name} | {metric} | {' | '.join(cells)} |"
 
 
@@ -420,6 +430,72 @@ def own_head_rows():
     yield from ltkd_and_kd_rows(f"{{}} − {SHARP}, at the latter's as trained", ahead, SHARP)
 
 
+def teacher_removed_rows():
+    """Each teacher with the prior removed, one and the same for every seed, less its students."""
+    for schedule, (runs, adjusted) in (
+        ("240 epochs", full()), ("240 epochs, VGG8", full(VGG)), ("30 epochs", frames()),
+    ):  # fmt: skip
+        both = students(runs, adjusted)
+        own = adjusted[(adjusted["method"] == "teacher") & (adjusted["tau"] == 1)].iloc[0]
+        for other in ("ltkd", "kd_ce1_removed"):
+            part = both[both["method"] == other]
+            cells = [tables.t_interval(own[m] - part[m]).difference() for m in tables.METRICS]
+            than = tables.marked(tables.LABELS[other])
+            yield f"| {schedule} | teacher − {than} | {' | '.join(cells)} | {len(part)} |"
+
+
+def held_out_tau():
+    """Of some settings the τ that is best for all classes on the tuning study's held-out images."""
+    adjusted = frames("sweep", "cifar100_lt_tune", SETTINGS)[1]
+    best = {name: part.groupby("tau")["all"].mean().idxmax()
+            for name, part in adjusted.groupby("variant")}  # fmt: skip
+    return {"kd_ce1": best["KD, ce_weight 1, kd_weight 1, temperature 4"],
+            "ltkd": best["LTKD, alpha 1, beta 1"], SHARP: best["LTKD, temperature 2"],
+            "LTKD, alpha 4": best["LTKD, alpha 4, beta 1"]}  # fmt: skip
+
+
+def held_out_rows():
+    """Students with the τ that held-out images chose, less KD with weights 1 and 1 so treated, and
+    less themselves as trained."""
+    tau = held_out_tau()
+    third = recorded(SPLITS["third"], VGG, 30)[1]
+    for schedule, adjusted in (
+        ("240 epochs", full()[1]), ("240 epochs, VGG8", full(VGG)[1]),
+        ("30 epochs", with_settings()), ("30 epochs, second split", with_settings(SECOND)),
+        ("30 epochs, third split", third),
+    ):  # fmt: skip
+        for method in ("ltkd", SHARP, "LTKD, alpha 4"):
+            own = adjusted[adjusted["method"] == method].set_index("seed")
+            kd = adjusted[adjusted["method"] == "kd_ce1"].set_index("seed")
+            at, name = own["tau"] == tau[method], tables.LABELS.get(method, method)
+            for of, than in (
+                (
+                    kd[kd["tau"] == tau["kd_ce1"]],
+                    f"KD, weights 1 and 1 (ours), τ = {tau['kd_ce1']:g}",
+                ),
+                (own[own["as_trained"]], "as trained"),
+            ):
+                gaps = (own[at][list(tables.METRICS)] - of[list(tables.METRICS)]).dropna()
+                if len(gaps):
+                    cells = [tables.t_interval(gaps[m]).difference() for m in tables.METRICS]
+                    what = f"{name}, τ = {tau[method]:g} − {than}"
+                    yield f"| {schedule} | {what} | {' | '.join(cells)} | {len(gaps)} |"
+        further = kd[kd["tau"] == 1.25][list(tables.METRICS)] - kd[kd["tau"] == 1]
+        cells = [tables.t_interval(further[m]).difference() for m in tables.METRICS]
+        what = "KD, weights 1 and 1 (ours), τ = 1.25 − τ = 1"
+        yield f"| {schedule} | {what} | {' | '.join(cells)} | {len(further)} |"
+
+
+def pooled_rows():
+    """Half-widths of an interval from three seeds, with the spread pooled over the methods."""
+    runs = frames()[0].groupby("method")
+    assert set(runs.size()) == {3}
+    half = [(runs[m].var().mean() / 3) ** 0.5 * stats.t.ppf(0.975, 2 * len(runs))
+            for m in tables.METRICS]  # fmt: skip
+    for what, factor in (("a mean", 1), ("a difference of two", 2**0.5)):
+        yield f"| {what} | {' | '.join(f'{factor * value:.1f}' for value in half)} |"
+
+
 def chosen_rows():
     runs, adjusted = frames("sweep", "cifar100_lt_tune", SETTINGS)
     for label, row in tables.chosen(runs, adjusted).iterrows():
@@ -495,6 +571,8 @@ FEWER = {
     rival_rows: 3 * len(RIVALS),
     tilt_rows: 4,
     own_head_rows: 4 + 2,
+    held_out_rows: 16 + 5,
+    pooled_rows: 2,
 }
 
 
@@ -513,7 +591,9 @@ FEWER = {
      ("outputs/EVIDENCE.md", height_of_each_rows), ("outputs/EVIDENCE.md", tilt_rows),
      ("outputs/EVIDENCE.md", own_head_rows), ("outputs/EVIDENCE.md", split_accuracy_rows),
      ("outputs/EVIDENCE.md", split_rows), ("outputs/EVIDENCE.md", split_teacher_rows),
-     ("outputs/EVIDENCE.md", over_splits_rows)],
+     ("outputs/EVIDENCE.md", over_splits_rows), ("outputs/EVIDENCE.md", held_out_rows),
+     ("outputs/EVIDENCE.md", teacher_removed_rows),
+     ("outputs/EVIDENCE.md", pooled_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
     text = (ROOT / file).read_text()
@@ -539,6 +619,7 @@ if __name__ == "__main__":
         step_rows, setting_removed_rows, setting_height_rows, teacher_rows, full_accuracy_rows,
         full_difference_rows, height_of_each_rows, tilt_rows, own_head_rows,
         vgg_accuracy_rows, vgg_removed_rows, vgg_difference_rows, rival_rows, claim_rows,
-        split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows,
+        split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows, held_out_rows,
+        teacher_removed_rows, pooled_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")

@@ -13,6 +13,7 @@ import pytest
 
 from ltkd import RunRecord, Study, files, pool, run
 from ltkd.cli import NOTEBOOKS
+from ltkd.methods import ABLATIONS
 from ltkd.params import ParameterError, load_parameters
 from ltkd.pool import with_teachers
 from ltkd.report import build, tables
@@ -196,6 +197,24 @@ def test_only_the_studys_own_factors_give_data(study):
     assert study.data(20.0).gamma == 20.0
     with pytest.raises(ValueError, match=r"gamma = 50.0: not of this study; allowed: \[20.0\]"):
         study.data(50.0)
+
+
+def test_a_cell_of_the_ablation_is_what_it_is_called(tmp_path):
+    own = {"method_args": {"ltkd": {"rebalance": False}}, "ablations": list(ABLATIONS)}
+    study = Study(outputs=tmp_path, name="own", **(SMALL | own))
+    kept = {cell: spec.method_args["rebalance"] for cell, spec in study.specs("ablations")
+            if spec.method == "ltkd" and cell != "within_only"}  # fmt: skip
+    assert kept == {"cross_biased": False, "cross_rebalanced": True, "cross_and_within": True}
+
+
+def test_titles_tell_settings_apart(tmp_path):
+    values = load_parameters(Path(__file__).parent.parent / "params" / "cifar100_lt_short.yaml")
+    study = Study(outputs=tmp_path, **values.model_dump())
+    titles = [spec.title for spec in study.runs()]
+    assert len(set(titles)) == len(titles) == 82
+    assert "ltkd vgg13-vgg8 gamma 100 seed 0, temperature 2" in titles
+    assert "ltkd vgg13-vgg8 gamma 100 seed 2, n = 10" in titles
+    assert "teacher vgg13 gamma 100 seed 0" in titles
 
 
 def test_one_failed_run_stops_no_other_and_is_said(tmp_path, forked):

@@ -40,6 +40,24 @@ def jobs(tmp_path_factory):
     return found, folder / "o" / "tiny"
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("budget=9x", "'9x' should be a time"),
+        ("run=params/quick.yaml --dry-run", "not allowed with"),
+    ],
+)
+def test_what_every_job_would_refuse_is_refused_by_the_plan(tmp_path, config, says):
+    if find_spec("snakemake") is None:
+        pytest.skip("snakemake is not installed: pip install 'ltkd[workflow]'")
+    command = [sys.executable, "-m", "snakemake", "-n", "-s", str(WORKFLOW / "Snakefile"),
+               "--directory", str(tmp_path), "--config", config]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_a_job_a_run_and_a_job_a_notebook(jobs):
     found, study = jobs
     assert Counter(job["rule"] for job in found) == {"run": 9, "notebook": 8, "all": 1}

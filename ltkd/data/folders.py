@@ -435,8 +435,11 @@ def _arrays(name: str, tree: Path, folder: Path, images: Images, thorough: bool)
             try:
                 manifest = _prepared(folder, wanted, False)  # another process may have made it
                 manifest = manifest or _make(folder, tree, found, images.size or 64)
-            except DataError as error:  # what was decoded stays: perhaps a disk did not answer
+            except DataError as error:  # what is decoded stays: perhaps a disk did not answer
                 failed = error
+                if not (folder / "progress.json").exists():
+                    for path in folder.glob("*.part"):
+                        path.unlink()
         if failed:
             with suppress(OSError):  # what is not empty holds something else
                 folder.rmdir()

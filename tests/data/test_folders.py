@@ -359,12 +359,55 @@ def _dangling(folder):
 
 
 @pytest.mark.parametrize("spoil", [_truncate, _foreign, _vast, _thin, _dangling])
-def test_a_bad_image_is_named_and_nothing_stays(tmp_path, spoil):
+def test_a_bad_image_is_named_and_nothing_is_taken_for_whole(tmp_path, spoil):
     path = spoil(tree(tmp_path / "birds"))
     with pytest.raises(DataError) as error:
         load("folder", None, 0, tmp_path, FOLDER)
     assert str(path) in str(error.value)
-    assert os.listdir(tmp_path) == ["birds"]
+    if spoil is _foreign:  # a test image: the training images were good
+        assert not (tmp_path / PREPARED / "manifest.json").exists()
+    else:
+        assert os.listdir(tmp_path) == ["birds"]
+
+
+def test_an_image_that_a_disk_does_not_give_costs_no_decoded_one(tmp_path, monkeypatch):
+    tree(tmp_path / "birds", train=(4, 3, 2))
+    monkeypatch.setattr(folders, "BLOCK", 4)
+    decoded, broken, plain = [], ["n1/1.JPEG"], folders.Image.open
+
+    def opened(path, **how):
+        decoded.append(path)
+        if any(str(path).endswith(one) for one in broken):
+            raise OSError(5, "Input/output error")
+        return plain(path, **how)
+
+    monkeypatch.setattr(folders.Image, "open", opened)
+    with pytest.raises(DataError, match="Input/output error"):
+        load("folder", None, 0, tmp_path, FOLDER)
+    broken.clear()
+    decoded.clear()
+    load("folder", None, 0, tmp_path, FOLDER)
+    assert len(decoded) == 12 - 4
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_copy_is_not_taken_for_its_original(tmp_path, forget, size):
+    images = Images(folder="birds", size=size)
+    tree(tmp_path / "a/birds")
+    load("folder", None, 0, tmp_path / "a", images)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    if size == 224:
+        (tmp_path / "b/birds/train/n0/3.JPEG").unlink()
+    else:
+        with (tmp_path / "b" / PREPARED / "train.npy").open("r+b") as file:
+            file.seek(500)
+            file.write(b"\x00\x01\x02\x03\x04")
+    forget()
+    first, copy = (load("folder", None, 0, tmp_path / x, images) for x in "ab")
+    if size == 224:
+        assert copy.counts.tolist() == [3, 3, 2]
+    else:  # decoded anew
+        assert torch.equal(first.train_images, copy.train_images)
 
 
 @on_any_cores
@@ -478,6 +521,9 @@ def test_data_prepare_and_check(tmp_path, capsys):
     assert said.startswith("birds: 9 training and 3 test images of 3 classes, sha256 ")
     assert cli.main(["data", "check", str(given)]) == 0
     assert capsys.readouterr().out == said.replace("\n", ": good\n")
+    given.write_text(given.read_text().replace("size: 32", f"size: 32, sha256: {'0' * 64}"))
+    assert cli.main(["data", "check", str(given)]) == 2
+    assert f"images.sha256 = {'0' * 64}, but the images in" in capsys.readouterr().err
     root = ["--data-root", str(tree(tmp_path / "imagenet").parent)]
     assert cli.main(["data", "prepare", "imagenet", *root]) == 0
     bad = _truncate(tmp_path / "imagenet")
@@ -566,3 +612,9 @@ def test_the_factor_of_classes_as_they_are_is_exact(tmp_path):
     tree(tmp_path / "birds", (23, 9, 7))
     data = load("folder", None, root=tmp_path, images=Images(folder="birds", size=32))
     assert data.gamma == 23 / 7
+    study = Study(name="both", dataset="folder", images={"folder": "birds", "size": 32},
+                  gammas=[2.0, None], data_root=str(tmp_path))  # fmt: skip
+    assert study.data(23 / 7).gamma == 23 / 7  # as a table states it
+    assert study.data(2.0).gamma == 2
+    with pytest.raises(ValueError, match=r"gamma = 77.0: not of this study"):
+        study.data(77.0)

@@ -60,7 +60,7 @@ def test_the_cut_is_seeded_without_replacement_and_nested():
 
 
 def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(ValueError, match="class 1 has 2 images, fewer than the 3"):
+    with pytest.raises(ValueError, match="class 1 has 2 images, but 3 are asked for"):
         long_tailed_indices(np.array([0, 0, 1, 1]), torch.tensor([1, 3]), 0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ltkd.data import DataError
+from ltkd.data import DataError, fingerprint, load, size_of
 from ltkd.data.sources import cifar, prepare, source
 
 
@@ -82,6 +82,18 @@ def test_prepare_says_what_is_there(cifar100):
 
 def test_prepare_digits_needs_nothing():
     assert prepare("digits").startswith("Digits: 1201 training and 596 test images")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [(lambda: load("tiny_imagnet", 100.0), "'tiny_imagnet': unknown. Did you mean 'tiny_imagenet'"),
+     (lambda: load("digits", 1.0, holdout=-1), "holdout = -1: images a class"),
+     (lambda: size_of("cifar100", 100.0, holdout=-5), "holdout = -5: images a class"),
+     (lambda: fingerprint("x"), "'x': unknown")],
+)  # fmt: skip
+def test_what_is_no_data_set_is_named(call, message):
+    with pytest.raises(DataError, match=message):
+        call()
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):

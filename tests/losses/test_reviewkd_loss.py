@@ -182,13 +182,16 @@ def test_low_precision_features(dtype: torch.dtype, autocast: bool, scale: float
 
 
 def test_errors() -> None:
-    for name, arguments in {
-        "teacher_channels": ((3, 4), (2,), (2, 1)),
-        "teacher_sizes": ((3, 4), (2, 2), (2, 0)),
-        "student_channels": ((), (), ()),
+    for message, arguments in {
+        r"teacher_channels is \[2\]; it must hold a whole number >= 1 for": ((3, 4), (2,), (2, 1)),
+        r"teacher_sizes is \[2, 0\]": ((3, 4), (2, 2), (2, 0)),
+        r"teacher_sizes is torch.float32": ((3, 4), (2, 2), (1.5, 1)),
+        "teacher_sizes is a list; it must be whole numbers": ((3, 4), (2, 2), ["8", "1"]),
+        "student_channels has shape": ((), (), ()),
     }.items():
-        with pytest.raises(ValueError, match=f"{name} is "):
+        with pytest.raises(ValueError, match=message):
             ReviewKDLoss(*arguments)
+    ReviewKDLoss(torch.tensor([3, 4]), (2, 3), (4, 1))
     criterion = ReviewKDLoss((3, 4), (2, 3), (4, 1))
     assert "teacher_sizes=[4, 1]" in repr(criterion)
     student = features((3, 4), (4, 1), dtype=torch.float32)

@@ -147,6 +147,15 @@ def test_steps_of_the_waterfall_begin_where_the_last_one_ended():
     np.testing.assert_allclose([*first, *second], [[[45, 1], [49, 1]], [[41, 2], [45, 2]]])
 
 
+def test_the_axis_of_a_waterfall_holds_its_intervals():
+    rows = [("a", "total", 0, 40, np.nan, np.nan), ("b", "step", 40, 0.1, -6, 6.2),
+            ("b", "total", 0, 40.1, np.nan, np.nan)]  # fmt: skip
+    names = ["method", "kind", "start", "mean", "low", "high"]
+    steps = pd.DataFrame(rows, columns=names).assign(metric="tail", label="x")
+    left, right = figures.waterfall(steps).axes[0].get_xlim()
+    assert left < 34 < 46.2 < right
+
+
 def test_numbers_of_groups_are_told_from_three():
     ours = tidy({(10, "all"): (2, -1, 3), (1, "all"): (-4, -6, -3), (1, "tail"): (9, 8, 10)},
                 by="n_groups")  # fmt: skip

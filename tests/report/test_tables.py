@@ -46,7 +46,7 @@ def test_a_prediction_is_for_new_seeds():
     found = tables.prediction([1.0, 2.0, 3.0], 3)
     assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
     both = runs({"kd": [1.0, 2.0, 3.0], "ltkd": [1.0, 2.0, 3.0]})
-    after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4)
+    after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4, label="")
     stated = tables.to_reproduce(both, after[after["run"] != both["run"].iloc[-1]])
     assert stated.loc["kd", "tail"] == "−1.5 to 5.5"
     assert stated.loc["kd", "tail, prior removed"] == "2.5 to 9.5"
