@@ -9,10 +9,10 @@ it is a rival of every loss that corrects the same bias while training.
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .groups import whole_numbers
-from .losses.common import at_least_float32
 
 
 def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1.0) -> Tensor:
@@ -32,5 +32,5 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
         empty = (counts < 1).nonzero().flatten().tolist()
         raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
     prior = (counts.double() / counts.sum()).log().to(logits.device)
-    logits = at_least_float32(logits)
-    return logits - (tau * prior).to(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype) - (tau * prior).to(dtype)

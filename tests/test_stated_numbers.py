@@ -118,7 +118,7 @@ def full(pair=RESNET):
 
 def recorded(study, pair, epochs):
     """All records of a pair, its teacher's too, whether or not all seeds are there, or on a page: a
-    frame of the runs, one of their curves. LTKD at T = 2 is a method of its own."""
+    frame of the runs, one of their curves. At the chosen T = 2 a method is one of its own."""
     runs, adjusted = [], []
     for path in sorted((ROOT / "outputs" / study / "runs").glob("*/record.json")):
         values = json.loads(path.read_text())
@@ -129,8 +129,9 @@ def recorded(study, pair, epochs):
         about = {"run": path.parent.name, "network": network_label(spec["student"]), "variant": ""}
         about |= {key: spec[key] for key in ("method", "seed")}
         about |= {key: getattr(METHODS[spec["method"]], key) for key in ("label", "ours")}
-        if spec["method"] == "ltkd" and spec["method_args"]["temperature"] == 2:
-            about |= {"method": SHARP, "label": SHARP}
+        chosen = {"ltkd": SHARP, "kd_adjusted": ADJUSTED}.get(spec["method"])
+        if chosen and spec["method_args"]["temperature"] == 2:
+            about |= {"method": chosen, "label": chosen}
         runs.append(about | accuracies(values["history"][-1]["correct"], total))
         if (curve := path.with_name("adjusted.json")).exists():
             kept = json.loads(curve.read_text())
