@@ -477,7 +477,7 @@ def held_out_rows():
                 (own[own["as_trained"]], "as trained"),
             ):
                 gaps = (own[at][list(tables.METRICS)] - of[list(tables.METRICS)]).dropna()
-                if len(gaps):
+                if len(gaps) > 1:
                     cells = [tables.t_interval(gaps[m]).difference() for m in tables.METRICS]
                     what = f"{name}, τ = {tau[method]:g} − {than}"
                     yield f"| {schedule} | {what} | {' | '.join(cells)} | {len(gaps)} |"
