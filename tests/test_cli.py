@@ -395,4 +395,6 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(
 
 def test_data_check_digits(capsys):
     assert cli.main(["data", "check", "digits"]) == 0
-    assert "1201 training and 596 test images: good" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("Digits: 1201 training and 596 test images, sha256 ")
+    assert said.endswith(": good\n")
