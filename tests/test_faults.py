@@ -425,9 +425,7 @@ def test_a_run_that_diverges_leaves_a_hole_that_everything_shows(tmp_path, forke
     command = ["run", str(given), "--only", "03", "--outputs", str(tmp_path), "--jobs", "1"]
     assert cli.main(command) == 1
     said = capfd.readouterr()
-    (reason,) = re.findall(
-        "failed: (kd .* seed 0, .*: the loss is (?:nan|inf) in epoch .)", said.err
-    )
+    (reason,) = re.findall(r"failed: (kd .* seed 0, .*: the loss is \w+ in epoch .)", said.err)
     assert "Traceback" not in said.err
     assert "4 runs, 1 report made" in said.out
     states = {}

@@ -24,9 +24,9 @@ class Double(LongTailed):
         return channels.view(2, 1, 3, 1, 1) * 255
 
 
-def spec_of(method, **changes):
+def spec_of(method, teacher_source="table", **changes):
     alone = method in ("student", "balanced_softmax")
-    teacher = {} if alone else {"teacher": "resnet20"}
+    teacher = {} if alone else {"teacher": "resnet20", "teacher_source": teacher_source}
     base = {"dataset": "digits", "gamma": 20.0, "student": "resnet8", "method": method,
             "groups": 3 if method == "ltkd" else None, "epochs": 5, "batch": 32, "lr": 0.05,
             "schedule": "one_cycle"}  # fmt: skip
