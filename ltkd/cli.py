@@ -254,9 +254,9 @@ def _run(given: argparse.Namespace) -> int:
             print(line, flush=True)
         return 0
     began = time.monotonic()
-    chosen_or_all = chosen or study.runs()  # image files are decoded for it, which Ctrl-C may end
+    wanted = chosen or study.runs()  # image files are decoded for it, which Ctrl-C may end
     stop = Stop(given.budget)
-    out = study.make(chosen_or_all, jobs=given.jobs, stop=stop)
+    out = study.make(wanted, jobs=given.jobs, stop=stop)
     diverged = [record for record in out.records.values() if record.diverged]
     reasons = [*out.failed.values(), *(str(record.values["reason"]) for record in diverged)]
     for reason in reasons:

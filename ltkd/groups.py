@@ -47,8 +47,8 @@ def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int =
 
 def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
     """[C] whole numbers >= 0 as int64; ValueError that names the argument."""
-    try:
-        values = torch.as_tensor(values)
+    try:  # on the processor, whatever torch's default device is: a meta tensor has no values
+        values = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         given = type(values).__name__
         raise ValueError(f"{name} is a {given}; it must be whole numbers") from None
