@@ -431,18 +431,23 @@ def own_head_rows():
     yield from ltkd_and_kd_rows(f"{{}} − {SHARP}, at the latter's as trained", ahead, SHARP)
 
 
+def over_seeds(schedule, what, gaps):
+    """A row of differences, one a seed."""
+    cells = [tables.t_interval(gaps[m]).difference() for m in tables.METRICS]
+    return f"| {schedule} | {what} | {' | '.join(cells)} | {len(gaps)} |"
+
+
 def teacher_removed_rows():
     """Each teacher with the prior removed, one and the same for every seed, less its students."""
+    metrics = list(tables.METRICS)
     for schedule, (runs, adjusted) in (
         ("240 epochs", full()), ("240 epochs, VGG8", full(VGG)), ("30 epochs", frames()),
     ):  # fmt: skip
         both = students(runs, adjusted)
         own = adjusted[(adjusted["method"] == "teacher") & (adjusted["tau"] == 1)].iloc[0]
         for other in ("ltkd", "kd_ce1_removed"):
-            part = both[both["method"] == other]
-            cells = [tables.t_interval(own[m] - part[m]).difference() for m in tables.METRICS]
-            than = tables.marked(tables.LABELS[other])
-            yield f"| {schedule} | teacher − {than} | {' | '.join(cells)} | {len(part)} |"
+            gaps = own[metrics].astype(float) - both.loc[both["method"] == other, metrics]
+            yield over_seeds(schedule, f"teacher − {tables.marked(tables.LABELS[other])}", gaps)
 
 
 def held_out_tau():
@@ -457,34 +462,30 @@ def held_out_tau():
 
 def held_out_rows():
     """Students with the τ that held-out images chose, less KD with weights 1 and 1 so treated, and
-    less themselves as trained."""
-    tau = held_out_tau()
-    third = recorded(SPLITS["third"], VGG, 30)[1]
+    less themselves as trained; and that KD one step of τ further."""
+    chosen = held_out_tau()
     for schedule, adjusted in (
         ("240 epochs", full()[1]), ("240 epochs, VGG8", full(VGG)[1]),
         ("30 epochs", with_settings()), ("30 epochs, second split", with_settings(SECOND)),
-        ("30 epochs, third split", third),
+        ("30 epochs, third split", recorded(SPLITS["third"], VGG, 30)[1]),
     ):  # fmt: skip
+
+        def at(method, tau=None, adjusted=adjusted):
+            where = adjusted["as_trained"] if tau is None else adjusted["tau"] == tau
+            own = adjusted[(adjusted["method"] == method) & where]
+            return own.set_index("seed")[list(tables.METRICS)]
+
+        kd, tau = "KD, weights 1 and 1 (ours)", chosen["kd_ce1"]
         for method in ("ltkd", SHARP, "LTKD, alpha 4"):
-            own = adjusted[adjusted["method"] == method].set_index("seed")
-            kd = adjusted[adjusted["method"] == "kd_ce1"].set_index("seed")
-            at, name = own["tau"] == tau[method], tables.LABELS.get(method, method)
-            for of, than in (
-                (
-                    kd[kd["tau"] == tau["kd_ce1"]],
-                    f"KD, weights 1 and 1 (ours), τ = {tau['kd_ce1']:g}",
-                ),
-                (own[own["as_trained"]], "as trained"),
-            ):
-                gaps = (own[at][list(tables.METRICS)] - of[list(tables.METRICS)]).dropna()
+            name = f"{tables.LABELS.get(method, method)}, τ = {chosen[method]:g}"
+            for than, of in (
+                (f"{kd}, τ = {tau:g}", at("kd_ce1", tau)), ("as trained", at(method)),
+            ):  # fmt: skip
+                gaps = (at(method, chosen[method]) - of).dropna()
                 if len(gaps) > 1:
-                    cells = [tables.t_interval(gaps[m]).difference() for m in tables.METRICS]
-                    what = f"{name}, τ = {tau[method]:g} − {than}"
-                    yield f"| {schedule} | {what} | {' | '.join(cells)} | {len(gaps)} |"
-        further = kd[kd["tau"] == 1.25][list(tables.METRICS)] - kd[kd["tau"] == 1]
-        cells = [tables.t_interval(further[m]).difference() for m in tables.METRICS]
-        what = "KD, weights 1 and 1 (ours), τ = 1.25 − τ = 1"
-        yield f"| {schedule} | {what} | {' | '.join(cells)} | {len(further)} |"
+                    yield over_seeds(schedule, f"{name} − {than}", gaps)
+        further = at("kd_ce1", 1.25) - at("kd_ce1", 1)
+        yield over_seeds(schedule, f"{kd}, τ = 1.25 − τ = 1", further)
 
 
 def pooled_rows():
