@@ -2,7 +2,7 @@
 
 Exit codes: 0 all is done; 1 a run or a notebook failed, results cannot be written, or `reproduce`
 found others; 2 a wrong parameter, or data is missing; 75 the budget ended first; 130 or 143
-interrupted. After 75, 130 and 143 the same command goes on.
+interrupted; 141 what reads the output went away. After 75, 130 and 143 the same command goes on.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import ROOT, Stopped, many, outputs_root, sweep
+from .files import ROOT, Stopped, library_sha256, many, outputs_root, sweep
 from .methods import METHODS
 from .params import (
     FILE_SETS,
@@ -46,10 +46,13 @@ SETS = tuple(name for name in RECIPES if name != "folder")  # a folder needs a p
 
 
 class Stop:
-    """Says when to stop: at the end of the budget, or after SIGINT or SIGTERM."""
+    """Says when to stop: at the end of the budget, or after SIGINT or SIGTERM.
 
-    def __init__(self, budget: float | None) -> None:
-        self.deadline = time.monotonic() + budget if budget else None
+    began  when the command did: what it loads before its work counts, too
+    """
+
+    def __init__(self, budget: float | None, began: float) -> None:
+        self.deadline = began + budget if budget else None
         self.signal = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._caught)
@@ -138,6 +141,9 @@ def _arguments() -> argparse.ArgumentParser:
     part.add_argument(
         "--dry-run", action="store_true", help="list the runs and time a few steps; make none"
     )
+    run.add_argument(
+        "--as-is", action="store_true", help="make no run, only the reports of those that are there"
+    )
     override(run)
     where(run)
     train = add("train", "make one run from a spec file", _train)
@@ -175,11 +181,18 @@ def _arguments() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; every expected mistake is one readable message, never a traceback."""
+    began = time.monotonic()
     given = _arguments().parse_args(arguments)
+    given.began = began
     try:
         if TORCHRUN and given.command != "train":
             raise ParameterError(f"ltkd {given.command}: torchrun is for `ltkd train` alone")
-        return int(given.act(given))
+        code = int(given.act(given))
+        sys.stdout.flush()  # a pipe that is closed is met here, not at the very end
+        return code
+    except BrokenPipeError:  # of `| head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2
@@ -244,7 +257,11 @@ def _runs(study: "Study", names: Sequence[str], file: Path) -> list[RunSpec]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    notebooks = [] if given.run or given.dry_run else _notebooks(given.only)
+    other = "--run" if given.run else "--dry-run" if given.dry_run else ""
+    if given.as_is and other:
+        raise ParameterError(f"--as-is: makes reports alone; not allowed with {other}")
+    notebooks = [] if other else _notebooks(given.only)
+    library_sha256()  # kept from now on: pages of a library that changes meanwhile are outdated
     study, values = _study(given)
     chosen = _runs(study, given.run, given.parameters) if given.run else None
     if given.dry_run:
@@ -253,22 +270,25 @@ def _run(given: argparse.Namespace) -> int:
         for line in report(study, given.jobs):
             print(line, flush=True)
         return 0
-    began = time.monotonic()
     wanted = chosen or study.runs()  # image files are decoded for it, which Ctrl-C may end
-    stop = Stop(given.budget)
-    out = study.make(wanted, jobs=given.jobs, stop=stop)
-    diverged = [record for record in out.records.values() if record.diverged]
-    reasons = [*out.failed.values(), *(str(record.values["reason"]) for record in diverged)]
-    for reason in reasons:
+    stop = Stop(given.budget, given.began)
+    if given.as_is:
+        out = study.as_is(wanted)
+        if not out.records:
+            raise ParameterError(f"--as-is: none of the {many(wanted, 'run')} of {study.name} is "
+                                 f"in {study.folder}; make them with ltkd run")  # fmt: skip
+    else:
+        out = study.make(wanted, jobs=given.jobs, stop=stop)
+    for reason in out.reasons.values():
         print(f"failed: {reason}", file=sys.stderr)
-    if out.left:
+    if out.left and not given.as_is:
         print(f"{study.name}: {many(out.records, 'run')} there, {len(out.left)} left; "
               "the same command goes on from here. Reports were not touched.")  # fmt: skip
         return stop.code if stop() else 1
     if chosen:
         for record in out.records.values():
             print(record.folder / "record.json")
-        return 1 if reasons else 0
+        return 1 if out.reasons else 0
     from .report.build import build
 
     try:
@@ -283,11 +303,13 @@ def _run(given: argparse.Namespace) -> int:
     for text in broken:
         print(text, file=sys.stderr)
     todo = f"{many(made, 'report')} made" + (f", {len(broken)} failed" if broken else "")
-    if not made and not broken and not reasons:
-        todo = "nothing to do: every run and report is up to date"
-    print(f"{study.name}: {many(out.records, 'run')}, {todo} ({time.monotonic() - began:.0f} s).")
+    if not made and not broken and not out.reasons:
+        what = "report" if given.as_is else "run and report"
+        todo = f"nothing to do: every {what} is up to date"
+    there = many(out.records, "run") + (f" there, {len(out.left)} not" if given.as_is else "")
+    print(f"{study.name}: {there}, {todo} ({time.monotonic() - given.began:.0f} s).")
     print(index)
-    return 1 if broken or reasons else 0
+    return 1 if broken or out.reasons else 0
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -309,7 +331,7 @@ def _train(given: argparse.Namespace) -> int:
     check_fit(spec, data.counts.tolist())
     for one in with_teachers([spec]):
         store.same_processes(one)
-    stop = Stop(given.budget)
+    stop = Stop(given.budget, given.began)
     options: dict[str, Any] = {"device": given.device, "data_root": root, "stop": stop}
     if TORCHRUN:
         parallel.join(pick_device(given.device))
@@ -323,7 +345,7 @@ def _train(given: argparse.Namespace) -> int:
     parallel.leave()
     if out.left:
         return stop.code if stopped else 1
-    return 1 if out.failed or any(r.diverged for r in out.records.values()) else 0
+    return 1 if out.reasons else 0
 
 
 def _say_train(spec: RunSpec, out: "Outcome") -> None:
@@ -355,11 +377,11 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: {len(stated)} of {len(specs)} records are in {study.folder / 'runs'}, "
             "and an interval needs all of at least two seeds; make them with ltkd run"
         )
-    stop, anew = Stop(given.budget), Study(outputs=study.folder.parent / "reproduced", **values)
+    stop = Stop(given.budget, given.began)
+    anew = Study(outputs=study.folder.parent / "reproduced", **values)
     before = sum(anew.store.get(spec) is not None for spec in specs)
     out = anew.make(specs, jobs=given.jobs, stop=stop)
-    bad = [one.values["reason"] for one in out.records.values() if one.diverged]
-    for reason in [*out.failed.values(), *bad]:
+    for reason in out.reasons.values():
         print(f"failed: {reason}", file=sys.stderr)
     if out.left:
         print(f"{given.row}: {many(out.left, 'run')} left; the same command goes on from here.")
@@ -367,7 +389,7 @@ def _reproduce(given: argparse.Namespace) -> int:
     if before:
         print(f"{before} of {many(specs, 'run')} made before this call; to make them anew, remove "
               f"{anew.folder}")  # fmt: skip
-    inside, rows = not (out.failed or bad), anew.row_of(given.row)[1]
+    inside, rows = not out.reasons, anew.row_of(given.row)[1]
     after = [prior_removed(one.adjusted_row(given.row)) for one in (anew, study)]
     for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]

@@ -22,6 +22,7 @@ from psutil import STATUS_ZOMBIE, NoSuchProcess, Process
 
 ROOT = Path(__file__).resolve().parent.parent
 LEASE = 60.0  # seconds without a heartbeat after which another machine's lock is taken over
+MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -118,6 +119,15 @@ def sweep(folder: Path) -> None:
     for path in Path(tempfile.gettempdir()).glob("ltkd-*"):
         if (of := re.match(r"ltkd-(\d+)-", path.name)) and not alive(int(of[1])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where it is absent, damaged or holds anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def canonical(value: Any) -> str:

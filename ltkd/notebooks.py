@@ -23,10 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import sha256, write_atomic
+from .files import MANIFEST, sha256, write_atomic
 from .params import nearest
-
-MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")

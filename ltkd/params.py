@@ -86,11 +86,16 @@ class ParameterError(ValueError):
     """A parameter that cannot be used. The message says where, what was given and what is allowed."""
 
 
+def _hint(word: Any, allowed: Any) -> str:
+    """' Did you mean X?' when one of the allowed words is close, whatever its capitals."""
+    words = {str(a).casefold(): str(a) for a in allowed}
+    close = difflib.get_close_matches(str(word).casefold(), words, n=1, cutoff=0.5)
+    return f" Did you mean {words[close[0]]!r}?" if close else ""
+
+
 def nearest(word: str, allowed: Any) -> str:
     """' Did you mean X?' when one of the allowed words is close, and the list of all."""
-    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Allowed: {', '.join(str(a) for a in allowed)}."
+    return f"{_hint(word, allowed)} Allowed: {', '.join(str(a) for a in allowed)}."
 
 
 def _known(kind: str, word: str, allowed: Any) -> str:
@@ -127,6 +132,11 @@ def method_args(
         ):
             raise ValueError(
                 f"{name} = {value!r} of method {method!r}: should be from {low} to 10000"
+            )
+        if name == "warmup" and value > 1:
+            raise ValueError(
+                f"warmup = {value!r} of method {method!r}: should be a fraction of the schedule, "
+                "from 0 to 1 (20 of 240 epochs: 0.0833)"
             )
         if name == "pool" and (not 1 <= value <= 64 or value != int(value)):
             raise ValueError(
@@ -538,25 +548,37 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+_BRANCHES = ("float", "bool", "list[union[float,bool]]")  # pydantic's names for what a Grid may hold
+
+
 def check(model: type[_Strict], values: dict[str, Any], source: str = "parameters") -> Any:
     """``model`` from ``values``, or a ParameterError with a line a mistake."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = []
+        found: dict[str, str] = {}  # a line a place: of the branches of a union the first speaks for all
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            where, given = item["loc"], item["input"]
+            key = ".".join(str(part) for i, part in enumerate(where) if i < 2 or part not in _BRANCHES)
+            owners = [m.name for m in METHODS.values() if where[:1] == ("method_args",) and where[1:] in [(a,) for a in m.args]]
+            last = next(reversed(found), None)
+            if last and key.startswith(f"{last}."):  # but a list's own entry says more
+                del found[last]
             if item["type"] == "extra_forbidden":
-                inner = Images if item["loc"][0] == "images" and len(item["loc"]) > 1 else model
-                word = str(item["loc"][-1])
-                lines.append(f"{key}: unknown key.{nearest(word, inner.model_fields)}")
+                inner = Images if where[0] == "images" and len(where) > 1 else model
+                line = f"{key}: unknown key.{nearest(str(where[-1]), inner.model_fields)}"
             elif item["type"] == "missing":
-                lines.append(f"{key}: missing; it has no default")
+                line = f"{key}: missing; it has no default"
+            elif owners:
+                line = f"{key} = {given!r}: a method's name should stand above it, such as {{{owners[0]}: {{{where[1]}: {given!r}}}}}"
             else:
                 text = item["msg"].removeprefix("Value error, ")
+                words = re.findall("'(.+?)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else []
+                text += f".{hint}" if (hint := _hint(given, words)) else ""
                 text = text[:1].lower() + text[1:] if key else text
-                lines.append(f"{key} = {item['input']!r}: {text}" if key else text)
-        lines = [line if len(line) < 1000 else f"{line[:500]} ... {line[-400:]}" for line in dict.fromkeys(lines)]
+                line = f"{key} = {given!r}: {text}" if key else text
+            found.setdefault(key, line)
+        lines = [line if len(line) < 1000 else f"{line[:500]} ... {line[-400:]}" for line in found.values()]
         lines[20:] = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
         raise ParameterError("\n".join(f"{source}: {line}" for line in lines)) from None
 

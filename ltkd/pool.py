@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from json import loads
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from platform import node
@@ -21,12 +20,13 @@ import torch
 
 from . import parallel
 from .data import DataError
-from .files import LEASE, Stopped, alive, clock, cores
+from .files import LEASE, Stopped, alive, clock, cores, read_json
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
 
 _STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
+_TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy", "pid"}
 _AT_WORK = threading.Lock()  # held by a worker while it makes a run
 KILLS = 3  # workers killed in a row, after which the cause is taken to lie outside the runs
 
@@ -38,6 +38,12 @@ class Outcome:
     records: dict[str, RunRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     left: list[RunSpec] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """What failed or diverged, with the reason, by identity."""
+        diverged = {name: one for name, one in self.records.items() if one.diverged}
+        return self.failed | {name: str(one.values["reason"]) for name, one in diverged.items()}
 
 
 def _enter(stop: Any, parent: int) -> None:
@@ -320,10 +326,8 @@ def _display(
 
 def read_progress(store: Store, spec: RunSpec) -> dict[str, Any] | None:
     """What an unfinished run last told of itself; None where it never began."""
-    try:
-        return dict(loads(store.progress(spec).read_text()))
-    except (OSError, ValueError):
-        return None
+    now = read_json(store.progress(spec))
+    return now if now and now.keys() >= _TOLD else None
 
 
 def _note(now: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from platform import node
 from typing import Any
@@ -163,7 +164,8 @@ class Store:
                 if files.sha256(folder / name) != expected:
                     raise ValueError(f"{name} does not match its sha256")
         except FileNotFoundError as error:
-            if path.exists():
+            # The record itself may have come since it was looked for.
+            if Path(error.filename) != path and path.exists():
                 files.set_aside(path, f"{error.filename} is missing")
             return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -345,13 +347,14 @@ def run(
 
 def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | None,
           stop: Callable[[], bool]) -> None:  # fmt: skip
-    files.code_version()  # kept from now on: of the code that runs, whatever is committed meanwhile
+    code = files.code_version()  # of the code that runs, whatever is committed meanwhile
     gpu = device.type == "cuda"
     data = load(spec.dataset, spec.gamma, spec.split_seed, root, spec.images, spec.holdout)
     check_fit(spec, data.counts.tolist())
     feed = data.feed(device)
     here = [torch.cuda.get_device_name() if gpu else "cpu",
-            files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else "")]  # fmt: skip
+            files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else ""),
+            code["commit"], files.versions()["torch"]]  # fmt: skip
     teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:
         # By its bytes: the answers of a teacher that was trained anew are other answers.
@@ -398,11 +401,14 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         model_bytes = save_tensors(done.state, {"spec": files.canonical(spec.model_dump())})
     if parallel.rank():
         return
-    # A run that was cut may have gone on elsewhere.
-    devices, machines = (dict.fromkeys(part) for part in zip(*trainer.at.machines, strict=True))
+    # A run that was cut may have gone on elsewhere, or by other code.
+    where, machines, commits, torches = (
+        "; ".join(dict.fromkeys(filter(None, part))) for part in zip_longest(*trainer.at.machines)
+    )
     values |= {
-        "device": "; ".join(devices), "hardware": "; ".join(machines),
-        "code": files.code_version(), "versions": files.versions(),
+        "device": where, "hardware": machines,
+        "code": code | {"commit": commits or None},
+        "versions": files.versions() | {"torch": torches},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     store.put(spec, values, blobs, model_bytes)

@@ -6,8 +6,9 @@ import json
 import os
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from itertools import product
@@ -20,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .curves import TAUS, adjusted_counts, has_curve
+from .curves import TAUS, adjusted_counts, has_curve, known_counts
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import class_groups
 from .methods import ABLATIONS, METHODS, Args
-from .notebooks import MANIFEST
 from .params import (
     RECIPES,
     Images,
@@ -43,6 +43,9 @@ from .teacher import table_row
 from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
+CURVE = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained", "all",
+         "head", "medium", "tail"]  # fmt: skip
+"""Columns of ``Study.adjusted``"""
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 
 
@@ -97,9 +100,10 @@ class Study:
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
         self._train_logits: dict[str, tuple[Tensor, Tensor]] = {}
-        # Under `ltkd run` a page's own process does not try again what has failed already.
-        told = os.environ.get("LTKD_FAILED")
-        self._failed: dict[str, dict[str, str]] = json.loads(Path(told).read_text()) if told else {}
+        # Under `ltkd run` a page's own process does not try again what has failed already, and
+        # seals the inputs that were there before it began.
+        self._failed: dict[str, dict[str, str]] = _told("LTKD_FAILED")
+        self._inputs: dict[str, str] = _told("LTKD_INPUTS")
         self.size = cache(self._size_of)
 
     @classmethod
@@ -123,6 +127,7 @@ class Study:
             and not isinstance(value, _CODE) and (key in now or not now)
         }  # fmt: skip
         check(StudyParameters, given, "parameters cell")  # before a name could be taken for ours
+        files.code_version()  # kept from now on: of the code that runs, not of the page's end
         return cls(source="parameters cell", **given)
 
     # ---- which runs
@@ -150,7 +155,7 @@ class Study:
             dataset=p.dataset, images=self._images, gamma=at.gamma, split_seed=p.split_seed,
             holdout=p.holdout, student=at.pair.student, method=method, method_args=own,
             groups=(groups or p.groups) if about.uses_groups else None,
-            epochs=p.epochs or recipe.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
+            epochs=self.epochs, batch=p.batch or recipe.batch, lr=p.lr or recipe.lr,
             schedule=p.schedule, clip_norm=p.clip_norm, weight_decay=recipe.weight_decay,
             seed=at.seed, precision=p.precision, threads=p.threads, eval_every=p.eval_every,
             **with_teacher)  # fmt: skip
@@ -169,7 +174,7 @@ class Study:
             size = self.size(gamma)
         except DataError:  # of files that are not there; nothing is trained then
             return "table"
-        if side and (p.epochs or RECIPES[p.dataset].epochs) < size.views:
+        if side and self.epochs < size.views:
             return "live"
         whole = size.views * sum(size.counts) * table_row(len(size.counts), side).itemsize
         return "table" if whole <= 1e9 * p.table_gb else "live"
@@ -231,18 +236,28 @@ class Study:
                 self.data(gamma)  # absent data is said now, before any process starts
         out = pool.make(wanted, self.store, device=p.device, data_root=p.data_root, **options)
         self._part_from_other_teachers(out)
+        return self._noted(out, wanted)
+
+    def _noted(self, out: pool.Outcome, wanted: Sequence[RunSpec]) -> pool.Outcome:
         self._used |= out.records
+        reasons = out.reasons
         for spec in pool.with_teachers(wanted):
-            reason = out.failed.get(pool.identity(spec))
-            record = out.records.get(pool.identity(spec))
-            if record and record.diverged:
-                reason = record.values["reason"]
-            if reason:
-                self._failed[pool.identity(spec)] = {
-                    "run": pool.identity(spec), "method": spec.method, "pair": spec.pair,
+            name = pool.identity(spec)
+            if reason := reasons.get(name):
+                self._failed[name] = {
+                    "run": name, "method": spec.method, "pair": spec.pair,
                     "seed": str(spec.seed), "reason": reason}  # fmt: skip
-            elif record:  # at a second try
-                self._failed.pop(pool.identity(spec), None)
+            elif name in out.records:  # at a second try
+                self._failed.pop(name, None)
+        return out
+
+    def as_is(self, specs: Sequence[RunSpec]) -> pool.Outcome:
+        """``there``; what is left counts as failed from now on, so that no page makes it."""
+        out = self.there(specs)
+        known = out.records.keys() | out.failed.keys()
+        out.left = [s for s in pool.with_teachers(specs) if pool.identity(s) not in known]
+        holes = {pool.identity(spec): f"{spec.title}: not made yet" for spec in out.left}
+        self._noted(replace(out, failed=out.failed | holes), specs)
         return out
 
     def there(self, specs: Sequence[RunSpec]) -> pool.Outcome:
@@ -273,14 +288,21 @@ class Study:
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
         again = [spec for _, spec in items if pool.identity(spec) not in self._failed]
+        # A student may be there without its teacher, which is not to be made for that.
+        alone = [s for s in again if s.teacher and pool.identity(s.teacher_spec) in self._failed]
+        apart = {pool.identity(spec) for spec in alone}
+        again = [spec for spec in again if pool.identity(spec) not in apart]
         records = self.make(again, quiet=True).records
+        if alone:
+            records = records | self._noted(self.there(alone), alone).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
 
     @property
     def failed(self) -> str:
-        """What failed and left no record, for the pages' processes: JSON, by run."""
-        return json.dumps({k: row for k, row in self._failed.items() if k not in self._used})
+        """What failed and has left no record by now, for the pages' processes: JSON, by run."""
+        there = {pool.identity(spec) for spec in self.runs() if self.store.get(spec)}
+        return json.dumps({k: row for k, row in self._failed.items() if k not in there})
 
     def missing(self, part: str | None = None) -> pd.DataFrame:
         """Runs of a part (or of all) that failed or diverged, with the reason."""
@@ -319,6 +341,16 @@ class Study:
         """``adjusted`` of a method's runs in the table of methods, of those that are there."""
         return self._adjusted(self._row_records(method)[1])
 
+    def adjusted_known(self) -> pd.DataFrame:
+        """``adjusted`` of all finished runs of the folder, of these parameters or not, as far as it
+        is known: nothing is computed."""
+        rows: list[dict[str, Any]] = []
+        for record in self.store.all():
+            if record.diverged or (correct := known_counts(self.store, record)) is None:
+                continue
+            rows += self._curve("", record, correct)
+        return pd.DataFrame(rows, columns=CURVE)
+
     def _labels(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec = record.spec
         pair = [Pair(spec.teacher, spec.student).label] if spec.teacher else []
@@ -343,10 +375,12 @@ class Study:
             "ours": METHODS[spec.method].ours, "variant": variant, "seed": spec.seed,
             "epochs": spec.epochs, "holdout": spec.holdout,
             "teacher_sha256": (values["teacher_sha256"] or "")[:12],
+            "split_seed": spec.split_seed, "schedule": spec.schedule,
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
             "best_epoch": epochs[best],
             **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
             "seconds": values["seconds"], "device": values["device"],
+            "hardware": "; ".join(record.hardware),
         }  # fmt: skip
 
     def _factor(self, record: RunRecord) -> float:
@@ -400,21 +434,22 @@ class Study:
         return self._adjusted(self._records(part))
 
     def _adjusted(self, found: Sequence[tuple[str, RunRecord]]) -> pd.DataFrame:
-        rows = []
-        device = pick_device(self.parameters.device)
+        rows: list[dict[str, Any]] = []
         for variant, record in found:
             data = self.data(record.spec.gamma)
-            correct = adjusted_counts(self.store, record, data, device)
-            if correct is None:
-                continue
-            method = METHODS[record.spec.method]
-            name, own = self._labels(variant, record) | {"ours": method.ours}, method.balanced
-            for tau, right in zip(TAUS, correct, strict=True):
-                where = {"tau": tau, "as_trained": tau == float(own)}
-                rows.append(name | where | self._accuracies(record, right))
-        same = ["run", "pair", "method", "label", "ours", "variant", "seed"]
-        columns = [*same, "tau", "as_trained", "all", "head", "medium", "tail"]
-        return pd.DataFrame(rows, columns=columns)
+            correct = adjusted_counts(self.store, record, data, self.parameters.device)
+            if correct is not None:
+                rows += self._curve(variant, record, correct)
+        return pd.DataFrame(rows, columns=CURVE)
+
+    def _curve(
+        self, variant: str, record: RunRecord, correct: np.ndarray
+    ) -> Iterator[dict[str, Any]]:
+        method = METHODS[record.spec.method]
+        name = self._labels(variant, record) | {"ours": method.ours}
+        for tau, right in zip(TAUS, correct, strict=True):
+            where = {"tau": tau, "as_trained": tau == float(method.balanced)}
+            yield name | where | self._accuracies(record, right)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:
         """Class ids of the test images [N] at the last epoch, by run."""
@@ -472,6 +507,10 @@ class Study:
         held = "held-out images" if p.holdout else ""
         parts = [p.schedule, "own values" if own else "", small, held]
         return ", ".join(filter(None, parts))
+
+    @property
+    def epochs(self) -> int:
+        return self.parameters.epochs or RECIPES[self.parameters.dataset].epochs
 
     @property
     def temperature(self) -> float:
@@ -536,7 +575,6 @@ class Study:
     def manifest(self, notebook: str) -> dict[str, Any]:
         """Everything that a report rests on, sealed by the SHA-256 of itself."""
         p, data = self.parameters, self.data()
-        recipe = RECIPES[p.dataset]
         records = sorted(self._used.values(), key=lambda r: r.run)
         manifest = {
             "notebook": notebook, "parameters": p.model_dump(exclude={"data_root"}),
@@ -544,7 +582,7 @@ class Study:
                      "train_images": {f"{self.data(g).gamma:g}": int(self.data(g).counts.sum())
                                       for g in p.gammas},
                      "test_images": len(data.test_labels)},
-            "epochs": p.epochs or recipe.epochs, "seeds": p.seeds,
+            "epochs": self.epochs, "seeds": p.seeds,
             "hardware": "; ".join(sorted({x for r in records for x in r.hardware})),
             "device": ", ".join(sorted({x for r in records for x in r.devices})),
             "executed_on": files.hardware(),
@@ -552,7 +590,7 @@ class Study:
             "training_seconds": round(sum(r.values.get("seconds", 0) for r in records), 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": files.code_version(), "versions": files.versions(),
-            "inputs": self.inputs(notebook),
+            "inputs": self._inputs.get(notebook) or self.inputs(notebook),
             "records": [{"run": r.run, "method": r.spec.method, "seed": r.spec.seed,
                          "commit": r.values["code"]["commit"],
                          "dirty": r.values["code"]["dirty"], "sha256": r.values["sha256"]}
@@ -582,7 +620,8 @@ class Study:
             "Runs used": f"{len(manifest['records'])}",
             "Inputs": manifest["inputs"][:16],
         }
-        display({"text/html": _table(rows), "text/plain": str(rows), MANIFEST: manifest}, raw=True)
+        shown = {"text/html": _table(rows), "text/plain": str(rows)}
+        display(shown | {files.MANIFEST: manifest}, raw=True)
 
     def __repr__(self) -> str:  # without an address, or no two reports would be the same bytes
         return f"Study(name={self.name!r})"
@@ -602,6 +641,12 @@ class Study:
             "Seeds": ", ".join(str(seed) for seed in p.seeds),
             "Runs": f"{len(self.runs())} in all parts",
         })  # fmt: skip
+
+
+def _told(name: str) -> dict[str, Any]:
+    """What `ltkd run` hands to its pages' processes in a file, which the variable names."""
+    path = os.environ.get(name)
+    return dict(json.loads(Path(path).read_text())) if path else {}
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -147,7 +147,7 @@ def initial_objective(
     """The method's terms for this data set and pair, with any part of their own to be trained."""
     groups = data.groups(spec.groups).tolist() if spec.groups else None
     levels: tuple[list[int], ...] = ()
-    if spec.method == "reviewkd" and teacher is not None:
+    if METHODS[spec.method].loss == "reviewkd" and teacher is not None:
         x = data.normalise(data.seen(torch.zeros(2, dtype=torch.long), torch.zeros(2).long()))
         x = x.to(next(teacher.parameters()).device)
         with torch.no_grad():
@@ -200,7 +200,8 @@ class _Position:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     machines: list[list[str]] = field(default_factory=list)
-    """(device, hardware) of those that had a part in it, in order"""
+    """(device, hardware, commit, torch) of those that had a part in it, in order; older checkpoints
+    have the first two"""
 
 
 def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:

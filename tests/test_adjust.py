@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltkd import Study, adjust_logits
 from ltkd.curves import TAUS, adjusted_counts, has_curve
@@ -64,16 +65,42 @@ def test_scores_in_half_precision_do_not_tie():
     ("counts", "tau", "message"),
     [([9], 1.0, "counts has 1 classes, the logits 3"), ([[5, 4, 3]], 1.0, "counts has shape"),
      ([0.5, 0.3, 0.2], 1.0, "it must hold whole numbers"), ([5, 4, 3], math.nan, "tau is nan"),
-     ([5, 4, -3], 1.0, r"counts\[2\] is -3")],
+     ([5, 4, -3], 1.0, r"counts\[2\] is -3"), ([5, 4, 3], None, "tau is None; it must be a finite"),
+     ([5, 4, 3], "1", "tau is '1'"), ([5, 4, 3], math.inf, "tau is inf")],
 )  # fmt: skip
 def test_counts_and_tau_that_are_none_are_refused(counts, tau, message):
     with pytest.raises(ValueError, match=message):
         adjust_logits(torch.zeros(2, 3), torch.tensor(counts), tau)
 
 
-def test_whole_logits_keep_the_prior_whole():
-    found = adjust_logits(torch.full((1, 3), 3), [90, 9, 1])
-    torch.testing.assert_close(found, 3 - torch.tensor([[0.9, 0.09, 0.01]]).log())
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [(torch.tensor(0.5), r"logits has shape \[\]; it must be \[B, C\]"),
+     (torch.zeros(3), r"logits has shape \[3\]"),
+     (torch.zeros(2, 3, 3, 3), r"logits has shape \[2, 3, 3, 3\]"),
+     (torch.zeros(2, 3, dtype=torch.int64), "logits is torch.int64; .* floating dtype"),
+     (np.zeros((2, 3)), "logits is of type ndarray")],
+)  # fmt: skip
+def test_logits_that_are_none_are_refused(logits, message):
+    with pytest.raises(ValueError, match=message):
+        adjust_logits(logits, [5, 4, 3])
+
+
+def test_the_logits_device_gets_the_prior_in_their_own_precision():
+    """Not every GPU has float64. The meta device stands for one: it has dtypes, no numbers."""
+    there = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.is_meta:
+                there.add(out.dtype)
+            return out
+
+    with Seen():
+        found = adjust_logits(torch.zeros(2, 3, device="meta"), [90, 9, 1])
+    assert (found.device.type, found.shape) == ("meta", (2, 3))
+    assert there == {torch.float32}
 
 
 def test_a_class_without_an_image_has_no_prior():

@@ -175,6 +175,27 @@ PARAMETERS = {
     "yes for an argument": ("method_args: {kd: {kd_weight: yes}}", "kd_weight = True of method"),
     "a number for yes": ("method_args: {ltkd: {rebalance: 1}}", "should be True's type"),
     "a temperature of zero": ("method_args: {kd: {temperature: 0}}", "should be from 0.001 to"),
+    "a warm-up in epochs": (
+        "method_args: {dkd: {warmup: 20}}",
+        "warmup = 20.0 of method 'dkd': should be a fraction of the schedule, from 0 to 1",
+    ),
+    "a list for an argument": (
+        "method_args: {ltkd: {alpha: [1, 2]}}",
+        "method_args.ltkd.alpha = [1, 2]: input should be a valid number\n",
+    ),
+    "a word in a sweep's list": (
+        "sweep: {ltkd: [{alpha: [1, x]}]}",
+        "yaml: sweep.ltkd.0.alpha.1 = 'x': input should be a valid number\n",
+    ),
+    "an argument without its method": (
+        "method_args: {temperature: 2}",
+        "method_args.temperature = 2: a method's name should stand above it, such as "
+        "{kd: {temperature: 2}}",
+    ),
+    "a number for a method's arguments": ("method_args: {kd: 2}", "input should be a valid dict"),
+    "a method in capitals": ("methods: [KD]", "unknown method in methods: 'KD'. Did you mean 'kd'"),
+    "a set in capitals": ("dataset: CIFAR100", "or 'folder'. Did you mean 'cifar100'?"),
+    "a set with a hyphen": ("dataset: cifar-100", "or 'folder'. Did you mean 'cifar100'?"),
     "maps of 10**8 pixels": ("method_args: {catkd: {pool: 10000}}", "at most 64"),
     "an argument without an end": ("method_args: {kd: {kd_weight: .inf}}", "a finite number"),
     "images from the root": (FOLDER + "{folder: /etc, size: 32}", "folder = '/etc': should be a"),

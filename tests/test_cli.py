@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ltkd import Study, cli, files, load_model, params
+from ltkd.curves import TAUS
 from ltkd.files import sealed, unsealed
 from ltkd.methods import METHODS
-from ltkd.report import tables
+from ltkd.report import build, tables
+from ltkd.runs import identity
 
 SPEC = """dataset: digits
 gamma: 20
@@ -88,6 +91,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
         (["run", "params/quick.yaml", "--only", "99"], "no notebook starts so"),
         (["run", "params/quick.yaml", "--run", "0"], "ltkd status params/quick.yaml --ids"),
         (["run", "params/quick.yaml", "--run", "0", "--only", "03"], "not allowed with argument"),
+        (["run", "params/quick.yaml", "--as-is", "--run", "0"], "not allowed with --run"),
+        (["run", "params/quick.yaml", "--as-is", "--dry-run"], "not allowed with --dry-run"),
         (["run", "params/quick.yaml", "--jobs", "0"], "should be 'auto' or a number"),
         (["run", "params/quick.yaml", "--budget", "soon"], "should be a time such as 90s"),
         (["run", "params/quick.yaml", "--job", "2"], "unrecognized arguments"),
@@ -132,6 +137,37 @@ def test_wrong_calls_exit_2_with_the_mend(arguments, message, capsys, monkeypatc
 )
 def test_budgets(text, seconds):
     assert cli._budget(text) == seconds
+
+
+def test_a_budget_counts_from_the_start_of_the_command(tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def stop(budget, began):
+        raise Seen(budget, time.monotonic() - began)
+
+    path, study = tmp_path / "tiny.yaml", cli._study
+    path.write_text(TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "Stop", stop)
+        patch.setattr(cli, "_study", lambda given: time.sleep(0.2) or study(given))
+        with pytest.raises(Seen) as seen:
+            cli.main(["run", str(path), "--outputs", str(tmp_path / "o"), "--budget", "9s"])
+    budget, spent = seen.value.args
+    assert budget == 9
+    assert spent > 0.2
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert not cli.Stop(9, time.monotonic() - 5)()
+    assert cli.Stop(9, time.monotonic() - 10)()
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*LTKD, "methods"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == ""
 
 
 def test_missing_data_stops_a_study_before_any_work(tmp_path):
@@ -212,6 +248,185 @@ def test_runs_one_by_one_by_their_identity(tmp_path, capsys):
     assert left() == [ids[2]]
     assert not (tmp_path / "o" / "tiny" / "reports").exists()
     assert not (tmp_path / "o" / "tiny" / "index.html").exists()
+
+
+MADE = TINY + "methods: [student, kd]\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, forked):
+    """A study with all of its four runs, and no page."""
+    study = Study(outputs=tmp_path_factory.mktemp("made"), **params.parse_yaml(MADE, ""))
+    assert not study.make(jobs=1, quiet=True).failed
+    return study
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """The file of that study, and its folder to change: outputs/tiny."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MADE)
+    shutil.copytree(made.folder, tmp_path / "outputs" / "tiny")
+    return path, tmp_path / "outputs" / "tiny"
+
+
+def of(study, method):
+    return [identity(spec) for spec in study.runs() if spec.method == method]
+
+
+@pytest.mark.slow
+def test_reports_of_what_is_there_and_later_of_the_rest(copied, made, forked, capsys, monkeypatch):
+    path, folder = copied
+    (lost,) = of(made, "kd")
+    shutil.rmtree(folder / "runs" / lost)
+    command = ["run", str(path), "--outputs", str(folder.parent), "--only", "03", "--jobs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ltkd.pool.ProcessPoolExecutor", None)
+        assert cli.main([*command, "--as-is"]) == 0
+    said = capsys.readouterr()
+    assert "tiny: 3 runs there, 1 not, 1 report made" in said.out
+    assert said.err == ""
+    assert not (folder / "runs" / lost).exists()
+    page = folder / "reports" / "03_distillation.html"
+    assert "1 of 2 runs finished" in page.read_text()
+    for text in (page.read_text(), (folder / "index.html").read_text()):
+        assert "kd resnet20-resnet8 gamma 20 seed 0: not made yet" in text
+    assert cli.main([*command, "--as-is"]) == 0
+    assert "3 runs there, 1 not, nothing to do: every report is" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    assert "tiny: 4 runs, 1 report made" in capsys.readouterr().out
+    assert (folder / "runs" / lost / "record.json").exists()
+    for text in (page.read_text(), (folder / "index.html").read_text()):
+        assert "not made yet" not in text
+
+
+def test_reports_as_is_of_no_run_at_all_are_refused(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    assert cli.main(["run", str(path), "--outputs", str(tmp_path / "o"), "--as-is"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"^--as-is: none of the \d+ runs of tiny is in .*/o/tiny; make them", said)
+    assert not (tmp_path / "o").exists()
+
+
+def test_students_whose_teacher_is_gone_are_shown_and_it_is_not_made(copied, made, monkeypatch):
+    path, folder = copied
+    next((folder / "teachers").iterdir()).unlink()
+    study = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
+    monkeypatch.setattr("ltkd.pool.ProcessPoolExecutor", None)
+    out = study.as_is(study.runs())
+    assert [spec.method for spec in out.left] == ["teacher"]
+    assert set(study.results("distillation")["method"]) == {"student", "kd"}
+    assert study.results("teachers").empty
+    assert study.missing()["run"].tolist() == of(made, "teacher")
+    build.write_runs(study)
+    (folder.parent / "failed.json").write_text(study.failed)
+    monkeypatch.setenv("LTKD_FAILED", str(folder.parent / "failed.json"))
+    page = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
+    assert len(page.results("distillation")) == 2
+    assert len(page.manifest("03_distillation")["records"]) == 2
+
+
+def test_a_run_that_comes_in_time_is_no_hole_of_the_pages(copied, made):
+    path, folder = copied
+    (name,) = of(made, "kd")
+    (folder / "runs" / name).rename(folder / "away")
+    study = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
+    study.as_is(study.runs())
+    assert list(json.loads(study.failed)) == [name]
+    (folder / "away").rename(folder / "runs" / name)
+    assert study.failed == "{}"
+
+
+@pytest.mark.slow
+def test_a_stop_between_runs_and_one_between_reports(tmp_path, forked, capsys, monkeypatch):
+    path, outputs = tmp_path / "tiny.yaml", tmp_path / "o"
+    path.write_text(MADE)
+    command = ["run", str(path), "--outputs", str(outputs), "--only", "03", "--jobs", "1"]
+
+    class After(cli.Stop):
+        runs = 1
+
+        def __call__(self):
+            return len(list(outputs.glob("tiny/runs/*/record.json"))) >= self.runs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "Stop", After)
+        assert cli.main(command) == 75
+        said = capsys.readouterr().out
+        assert re.search(r"^tiny: [123] runs? there, [123] left; the same command goes on", said)
+        assert not (outputs / "tiny" / "reports").exists()
+        After.runs = 4
+        assert cli.main(command) == 75
+        said = capsys.readouterr().out
+        assert "tiny: stopped before all reports were made; the same command goes on." in said
+        assert not list((outputs / "tiny" / "reports").glob("*.html"))
+    assert cli.main(command) == 0
+    assert "tiny: 4 runs, 1 report made" in capsys.readouterr().out
+
+
+def test_tables_of_all_runs_and_of_the_curves_that_are_known(copied, made, monkeypatch):
+    path, folder = copied
+    again = ["run", str(path), "--outputs", str(folder.parent)]
+    expected = cli.study_of(again).adjusted("distillation")  # LTKD is of another part
+    monkeypatch.setattr("ltkd.curves.predict", None)
+    less = cli.study_of([*again, "-p", "methods", "[kd]", "-p", "device", "cuda"])
+    build.write_runs(less)
+    table = pd.read_csv(folder / "runs.csv", keep_default_na=False)
+    assert set(table.loc[table["part"] == "", "method"]) == {"student"}
+    assert set(table["split_seed"]) == {0}
+    assert set(table["schedule"]) == {"one_cycle"}
+    record = made.store.get(made.runs()[0])
+    assert set(table["hardware"]) == {"; ".join(record.hardware)}
+    curves = pd.read_csv(folder / "adjusted.csv")
+    assert list(curves) == ["run", "pair", "method", "label", "seed", "tau", "as_trained", "all",
+                            "head", "medium", "tail"]  # fmt: skip
+    assert set(curves["run"]) == {*of(made, "kd"), *of(made, "student")} <= set(table["run"])
+    assert len(curves) == 2 * len(TAUS)
+    both = [one.set_index(["run", "tau"]).sort_index() for one in (curves, expected)]
+    same = ["label", "as_trained", "all", "head", "medium", "tail"]
+    pd.testing.assert_frame_equal(both[0][same], both[1][same].round(4))
+
+
+def test_a_gpu_is_asked_for_only_where_something_is_to_be_computed(copied, monkeypatch):
+    path, folder = copied
+    again = ["run", str(path), "--outputs", str(folder.parent)]
+    cli.study_of(again).adjusted("distillation")
+    study = cli.study_of([*again, "-p", "device", "cuda"])
+    assert len(study.adjusted("distillation")) == 2 * len(TAUS)
+    for curve in folder.glob("runs/*/adjusted.json"):
+        curve.unlink()
+    with pytest.raises(ValueError, match="no GPU that torch can use"):
+        study.adjusted("distillation")
+
+
+def test_a_page_seals_the_inputs_and_the_code_of_its_beginning(copied, made, monkeypatch):
+    path, folder = copied
+    (name,) = of(made, "kd")
+    (folder / "runs" / name).rename(folder / "away")
+    study = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
+    study.as_is(study.runs())
+    before, sealed_ones = study.inputs("03_distillation"), []
+
+    def pages(notebooks, parameters, reports, *, env, **options):
+        with monkeypatch.context() as patch:
+            patch.setenv("LTKD_INPUTS", env["LTKD_INPUTS"])
+            patch.setenv("LTKD_FAILED", env["LTKD_FAILED"])
+            files.library_sha256.cache_clear()
+            files.code_version.cache_clear()
+            page = Study.from_notebook(parameters)
+            page.store, page.folder = study.store, study.folder
+            (folder / "away").rename(folder / "runs" / name)  # meanwhile a run comes,
+            patch.setattr(files, "sha256", lambda data: "0" * 64)  # and all files are edited
+            sealed_ones.append(page.manifest("03_distillation"))
+        return []
+
+    own = files.code_version()
+    monkeypatch.setattr(build, "execute_all", pages)
+    build.build(study, [cli.NOTEBOOKS / "03_distillation.ipynb"], params.parse_yaml(MADE, ""))
+    (manifest,) = sealed_ones
+    assert manifest["inputs"] == before != study.inputs("03_distillation")
+    assert manifest["code"] == own
 
 
 def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):

@@ -57,6 +57,8 @@ def test_the_study_is_whole(outputs):
     assert str(ROOT) not in index
     rows = (study / "runs.csv").read_text().splitlines()
     assert len(rows) == 1 + 1 + 40 + 25 + 20 + 45
+    curves = (study / "adjusted.csv").read_text().splitlines()
+    assert len(curves) > 9 * 40  # of the part that the pages ask for: nine values of tau a run
 
 
 def test_a_page_is_sixty_kilobytes_and_its_pictures(outputs):

@@ -17,11 +17,13 @@ import pytest
 import torch
 from faults import tree
 
-from ltkd import cli, files, pool, run
+from ltkd import Study, cli, files, pool, run
 from ltkd.data import folders, longtail, resolve
 from ltkd.files import Stopped, locked, sweep, write_atomic
 from ltkd.params import Images
+from ltkd.report import build, page
 from ltkd.runs import Store, identity
+from ltkd.train import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -292,6 +294,28 @@ def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, tiny, monkey
     assert record.values["device"] == "cpu"
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_that_went_on_by_other_code_names_both(tmp_path, tiny, monkeypatch, old):
+    spec, steps, save = tiny(), iter([False] * 7 + [True]), Trainer.save
+    code, versions = files.code_version(), files.versions()
+
+    def before(trainer):  # a checkpoint of a version that kept the machine alone
+        trainer.at.machines = [leg[:2] for leg in trainer.at.machines]
+        save(trainer)
+
+    for commit, torch_version in (("a" * 40, "1.0"), ("b" * 40, "2.0")):
+        monkeypatch.setattr(files, "code_version", lambda now=commit: code | {"commit": now})
+        monkeypatch.setattr(files, "versions", lambda now=torch_version: versions | {"torch": now})
+        monkeypatch.setattr(Trainer, "save", before if old else save)
+        if commit[0] == "a":
+            with pytest.raises(Stopped):
+                run(spec, outputs=tmp_path, device="cpu", stop=lambda: next(steps))
+    record = run(spec, outputs=tmp_path, device="cpu")
+    of = record.values["code"]["commit"], record.values["versions"]["torch"]
+    assert of == (("b" * 40, "2.0") if old else (f"{'a' * 40}; {'b' * 40}", "1.0; 2.0"))
+    assert record.values["hardware"] == files.hardware()
+
+
 def test_two_that_set_one_file_aside(tmp_path, capsys):
     path = tmp_path / "x"
     path.touch()
@@ -299,6 +323,22 @@ def test_two_that_set_one_file_aside(tmp_path, capsys):
         files.set_aside(path, "other bytes")
     assert capsys.readouterr().err.count("damaged") == 2  # the word and the name, once
     assert [p.name for p in tmp_path.iterdir()] == ["x.damaged"]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{}", '{"epoch": 1}', "{"])
+def test_json_of_another_shape_counts_as_absent(tmp_path, tiny, text):
+    store, spec = Store(tmp_path / "x"), tiny()
+    write_atomic(store.progress(spec), text)
+    assert pool.read_progress(store, spec) is None
+    assert pool.progress_of(store, spec) == ""
+    study = Study(outputs=tmp_path, name="x")
+    reports = study.folder / "reports"
+    write_atomic(reports / "03_distillation.html", "")
+    for manifest in (text, f'{{"files": {text}}}'):
+        write_atomic(reports / "03_distillation.manifest.json", manifest)
+        assert not build.fresh(study, "03_distillation")
+        cards = page.cards(study.folder, [cli.NOTEBOOKS / "03_distillation.ipynb"])
+        page.write_index(study.folder, title="x", cards=cards)
 
 
 def test_a_damaged_split_is_set_aside(tmp_path, tiny, capsys):

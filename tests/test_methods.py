@@ -118,30 +118,61 @@ def test_every_loss_is_among_those_that_every_pair_learns_by():
     assert {METHODS[name].loss for name in THEIRS} == {None, *LOSSES}
 
 
-@pytest.mark.parametrize(("pair", "method"), CASES)
-def test_every_pair_with_every_loss_learns_one_batch(pair, method, teacher_of, tmp_path):
+def trained(pair, method, teacher, tmp_path, epochs, peak=None, **args):
+    """The history of so many epochs of one step each, the student's last state and its first."""
     name, student = pair.split("-")
     about, data = METHODS[method], few_images()
     with_teacher = {"teacher": name, "teacher_source": "live"} if about.loss else {}
-    args = {"warmup": 0.0} if "warmup" in about.args else {}
+    args |= {"warmup": 0.0} if "warmup" in about.args else {}
     slow = student in SLOW_LEARNERS  # a fifth of the rate
-    peak = {("dkd", False): 0.03, ("reviewkd", True): 0.2}  # dkd's beta is 6 or 8
-    lr = peak.get((method, slow), 0.1)
+    lr = peak or (0.03 if method == "dkd" and not slow else 0.1)  # dkd's beta is 6 or 8
     spec = RunSpec(dataset="cifar100", gamma=1.0, student=student, method=method, method_args=args,
-                   groups=3 if about.uses_groups else None, epochs=20, batch=B, lr=lr,
+                   groups=3 if about.uses_groups else None, epochs=epochs, batch=B, lr=lr,
                    schedule="one_cycle", clip_norm=20, eval_every=20, **with_teacher)  # fmt: skip
-    assert live_teacher(method, "cifar100", None) == (method == "reviewkd")
-    model = teacher_of(name) if about.loss else None
-    before = {k: v.clone() for k, v in model.state_dict().items()} if model else {}
     feed = data.feed(torch.device("cpu"))
-    teacher = Once(model, spec, feed, None) if model else None
-    objective = initial_objective(spec, data, model)
-    trainer = Trainer(spec, data, objective, teacher, feed, tmp_path / "checkpoint")
+    asked = Once(teacher, spec, feed, None) if teacher else None
+    objective = initial_objective(spec, data, teacher)
+    trainer = Trainer(spec, data, objective, asked, feed, tmp_path / "checkpoint")
+    start = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     done = trainer.train(lambda: False, lambda _: None)
-    assert all(math.isfinite(row["loss"]) for row in done.history)
-    assert done.history[-1]["label_loss"] < 0.5 * done.history[0]["label_loss"]
-    if about.loss:
-        assert done.history[0]["distillation_loss"] > 0
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key]), f"the teacher's {key} moved"
-    assert set(done.state) == set(create_model(student, CLASSES).state_dict())
+    return done.history, done.state, start
+
+
+@pytest.mark.parametrize(("pair", "method"), CASES)
+def test_every_pair_takes_steps_with_every_loss(pair, method, teacher_of, tmp_path):
+    name, loss = pair.split("-")[0], METHODS[method].loss
+    assert live_teacher(method, "cifar100", None) == (method == "reviewkd")
+    model = teacher_of(name) if loss else None
+    before = {k: v.clone() for k, v in model.state_dict().items()} if model else {}
+    history, state, start = trained(pair, method, model, tmp_path, epochs=2)
+    for row in history:
+        assert math.isfinite(row["loss"])
+        assert row["loss"] == pytest.approx(row["label_loss"] + row["distillation_loss"])
+        assert (row["distillation_loss"] > 0) == bool(loss)
+    for key, value in before.items():
+        assert torch.equal(model.state_dict()[key], value), f"the teacher's {key} moved"
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in start.items()}
+
+
+SMALL = "resnet20-resnet8"  # one pair is enough for what a loss does, and this one is fast
+# A method for each distillation term and each place where the prior enters it.
+TERMS = {(m.loss, m.adjust): name for name, m in reversed(METHODS.items()) if m.loss}.values()
+
+
+@pytest.mark.parametrize("method", [*THEIRS, *OURS])
+def test_every_method_learns_its_labels(method, teacher_of, tmp_path):
+    model = teacher_of("resnet20") if METHODS[method].loss else None
+    history, *_ = trained(SMALL, method, model, tmp_path, epochs=20)
+    assert history[-1]["label_loss"] < 0.5 * history[0]["label_loss"]
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_every_distillation_term_is_learned_alone(method, teacher_of, tmp_path):
+    """Without the label's term only its own gradient can bring it down, and turn the student."""
+    history, state, start = trained(SMALL, method, teacher_of("resnet20"), tmp_path, epochs=20,
+                                    peak=0.02, ce_weight=0.0)  # fmt: skip
+    assert {row["label_loss"] for row in history} == {0.0}
+    assert history[-1]["distillation_loss"] < 0.7 * history[0]["distillation_loss"]
+    for kernel in ("conv.weight", "stages.2.0.conv2.weight"):  # decay alone turns none
+        first, last = (s[kernel].double().flatten() for s in (start, state))
+        assert torch.cosine_similarity(first, last, 0) < 0.9999

@@ -14,7 +14,8 @@ import nbformat
 import psutil
 import pytest
 
-from ltkd.notebooks import MANIFEST, NotebookResult, execute, execute_all
+from ltkd.files import MANIFEST
+from ltkd.notebooks import NotebookResult, execute, execute_all
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 

@@ -101,12 +101,6 @@ def test_malformed_files_are_refused_with_the_mend(tmp_path, case):
     assert message in str(error.value)
 
 
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ParameterError, match="not UTF-8 text"):
-        load_parameters(tmp_path / "x.yaml")
-
-
 def test_a_missing_file_names_the_nearest():
     with pytest.raises(ParameterError, match=r"there is no such file\. Did you mean .*quick\.yaml"):
         load_parameters(ROOT / "params" / "quik.yaml")
@@ -147,14 +141,6 @@ def test_scientific_notation_is_a_number(tmp_path, text, value):
 def test_a_number_in_a_string_stays_a_string(tmp_path):
     (tmp_path / "x.yaml").write_text("name: '1e3'")
     assert load_parameters(tmp_path / "x.yaml").name == "1e3"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_file_is_valid_and_named_as_its_folder(path):
-    assert load_parameters(path).name == path.stem
-    head = path.read_text().splitlines()
-    assert head[0].startswith("#")
-    assert any(f"params/{path.name}" in line for line in head if line.startswith("#"))
 
 
 def test_the_quick_file_is_the_default_and_a_sweep():
@@ -212,10 +198,7 @@ def test_the_teachers_spec_shares_data_and_schedule(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "kd"}, "method 'kd' needs a teacher"),
         ({"teacher": "resnet20"}, "method 'student' has no teacher"),
-        ({"method": "ltkd", "teacher": "resnet20"}, "method 'ltkd' needs groups"),
-        ({"groups": 3}, "method 'student' takes no groups"),
         ({"method": "ltkd", "teacher": "resnet20", "groups": 11}, "digits has 10 classes"),
         (
             {"method": "reviewkd", "teacher": "vgg13", "teacher_source": "live"},

@@ -27,6 +27,8 @@ RUNS = {
     "cifar100_lt_split1": 1 + (4 + 2) * 3,
     # One teacher; 2 students without it, KD with weights 1 and 1, 7 methods in 6 settings each.
     "cifar100_lt_tune": 1 + 2 + 1 + 11 * 6,
+    # One teacher; fourteen methods, 3 cells, ten groups; three seeds.
+    "cifar100_lt_quick": 1 + (14 + 3 + 1) * 3,
     # One teacher; 2 methods without and 6 with it, 3 cells, groups 1, 5 and 10; five seeds.
     "quick": 1 + (2 + 6 + 3 + 3 + 6) * 5,
 }
@@ -42,10 +44,12 @@ def no_data(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_every_file_makes_its_specs_without_data(path, tmp_path):
-    values = load_parameters(path).model_dump()
-    specs = runs(outputs=tmp_path, **values)
-    assert len(specs) == RUNS.get(path.stem, len(specs))
+def test_every_file_is_named_as_its_folder_and_makes_its_specs_without_data(path, tmp_path):
+    values, head = load_parameters(path).model_dump(), path.read_text().split("\nname:")[0]
+    assert values["name"] == path.stem
+    assert f"ltkd run params/{path.name}" in head
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert len(runs(outputs=tmp_path, **values)) == RUNS[path.stem]
     assert not list(tmp_path.iterdir())
 
 
@@ -57,7 +61,8 @@ def test_the_pilot_is_not_on_test_images_and_as_long_as_the_study_that_it_is_for
         study.epochs, study.batch, study.precision, study.clip_norm, "vgg8")  # fmt: skip
 
 
-OURS = ("quick", "cifar100_lt_short", "cifar100_lt_split1", "cifar100_lt_tune")
+QUICK = ("quick", "cifar100_lt_quick")
+OURS = (*QUICK, "cifar100_lt_short", "cifar100_lt_split1", "cifar100_lt_tune")
 PAPERS = [name for name in RUNS if name not in OURS]
 
 
@@ -104,7 +109,7 @@ def test_a_spec_that_gives_no_recipe_has_the_fields(case, tmp_path):
         assert rates == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "quick"])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in QUICK])
 def test_a_head_says_how_many_runs_a_file_makes_and_its_smaller_study(name):
     path = ROOT / "params" / f"{name}.yaml"
     head = path.read_text().split("\nname:")[0]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -49,8 +50,9 @@ def test_no_committed_page_has_a_dead_link():
             assert str(target) in names, f"{name}: {link}"
 
 
-def readme_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def readme_blocks(language, folder="."):
+    text = (ROOT / folder / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def test_the_readmes_loss_runs_in_a_plain_loop():
@@ -85,7 +87,93 @@ def test_the_readmes_correction_runs():
     assert names["classes"].tolist() == [1]
 
 
-@pytest.mark.parametrize("folder", [".", "params", "ltkd/losses", "ltkd/workflow", "outputs/bench"])
+def test_the_readmes_student_loads(monkeypatch):
+    import torch
+
+    (example,) = [block for block in readme_blocks("python") if "load_model" in block]
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(example, names)
+    assert not names["model"].training
+    assert names["model"](torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_the_readmes_study_is_one(tmp_path):
+    from ltkd import Study
+
+    (example,) = [block for block in readme_blocks("python") if "Study(" in block]
+    calls = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)]
+    (call,) = [call for call in calls if getattr(call.func, "id", "") == "Study"]
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    study = Study(**given, outputs=tmp_path)
+    (part,) = re.findall(r"study\.results\(\"(\w+)\"\)", example)
+    assert {spec.method for _, spec in study.specs(part)} == set(given["methods"])
+
+
+READMES = [".", "params", "ltkd/losses", "ltkd/workflow", "outputs/bench"]
+
+
+def test_the_readmes_python_compiles_and_imports_what_there_is():
+    import ltkd
+
+    blocks = [block for folder in READMES for block in readme_blocks("python", folder)]
+    assert len(blocks) >= 7
+    for block in blocks:
+        tree = ast.parse(block)
+        compile(tree, "README.md", "exec")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "ltkd":
+                assert all(hasattr(ltkd, alias.name) for alias in node.names), block
+
+
+def test_the_readmes_parameter_files_are_accepted(tmp_path):
+    from ltkd.params import load_parameters, load_spec
+
+    blocks = [block for folder in READMES for block in readme_blocks("yaml", folder)]
+    kinds = []
+    for k, block in enumerate(blocks):
+        path = tmp_path / f"block{k}.yaml"
+        path.write_text(block)
+        one = load_spec if re.search(r"^method:", block, re.MULTILINE) else load_parameters
+        kinds.append(type(one(path)).__name__)
+    assert sorted(kinds) == ["RunSpec", "StudyParameters"]
+    few = tmp_path / "few.yaml"  # what stands above the block: with fewer than ten classes
+    own = [block for block in blocks if "dataset: folder" in block]
+    few.write_text(own[0] + "group_counts: [1, 3]\n")
+    assert load_parameters(few).group_counts == [1, 3]
+
+
+def commands(folder):
+    """The words of each `ltkd` command in the blocks of a README, up to a pipe or a file."""
+    for block in readme_blocks("sh", folder):
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words = list(lexer)
+            if "ltkd" not in words[:1] and "-m ltkd" not in " ".join(words):
+                continue
+            words = words[words.index("ltkd") + 1 :]
+            end = [k for k, word in enumerate(words) if word in ("|", ">", "&&", ";")]
+            yield words[: end[0] if end else None]
+
+
+def test_the_readmes_commands_are_accepted(capsys, monkeypatch):
+    from ltkd import cli
+
+    monkeypatch.chdir(ROOT)
+    found = [words for folder in READMES for words in commands(folder)]
+    assert {words[0] for words in found} == {"data", "run", "status", "train"}
+    assert len(found) >= 8
+    for words in found:
+        try:
+            given = cli._arguments().parse_args(words)
+            if hasattr(given, "p"):  # a study, which the file and what is put over it make
+                cli.study_of(words)
+        except (SystemExit, ValueError) as error:
+            pytest.fail(f"ltkd {shlex.join(words)}: {error} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("folder", READMES)
 def test_a_readme_names_only_what_is_there(folder):
     text = (ROOT / folder / "README.md").read_text()
     for path in re.findall(r"`((?:params|notebooks|outputs|ltkd|tests)/[\w./-]+)`", text):

@@ -8,6 +8,7 @@ import time
 import weakref
 from contextlib import suppress
 from multiprocessing import get_context
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -224,6 +225,30 @@ def test_an_installation_inside_another_repository_is_not_of_it(monkeypatch, tmp
     files.code_version.cache_clear()
     assert files.code_version()["commit"] is None
     files.code_version.cache_clear()
+
+
+def test_a_record_that_comes_while_it_is_looked_for_is_no_damage(
+    tmp_path, tiny, monkeypatch, capsys
+):
+    spec, read_text = tiny(epochs=1), Path.read_text
+    path = run(spec, outputs=tmp_path).folder / "record.json"
+    path.rename(tmp_path / "away")
+
+    def late(one):
+        try:
+            return read_text(one)
+        finally:  # another process is done just now
+            (tmp_path / "away").rename(path)
+
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", late)
+        assert store.get(spec) is None
+    assert store.get(spec) is not None
+    assert capsys.readouterr().err == ""
+    (path.parent / "predictions.npy").unlink()
+    assert store.get(spec) is None
+    assert "predictions.npy is missing); kept as record.json.damaged" in capsys.readouterr().err
 
 
 def test_a_kill_while_a_teacher_is_made_anew_leaves_no_mixture(tmp_path, tiny, monkeypatch, capsys):

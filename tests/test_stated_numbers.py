@@ -482,12 +482,16 @@ def held_out_tau():
             for name, part in adjusted.groupby("variant")}  # fmt: skip
     return {"kd_ce1": best["KD, ce_weight 1, kd_weight 1, temperature 4"],
             "ltkd": best["LTKD, alpha 1, beta 1"], SHARP: best["LTKD, temperature 2"],
-            "LTKD, alpha 4": best["LTKD, alpha 4, beta 1"]}  # fmt: skip
+            "LTKD, alpha 4": best["LTKD, alpha 4, beta 1"],
+            "kd_adjusted": best["KD, adjusted teacher, ce_weight 1, kd_weight 1, temperature 4"],
+            ADJUSTED: best["KD, adjusted teacher, ce_weight 1, kd_weight 1, temperature 2"],
+            }  # fmt: skip
 
 
 def held_out_rows():
-    """Students with the τ that held-out images chose, less KD with weights 1 and 1 so treated, and
-    less themselves as trained; and that KD one step of τ further."""
+    """Students with the τ that held-out images chose, less KD with weights 1 and 1 with its own,
+    and less themselves as trained; LTKD less KD from an adjusted teacher; and that KD one and two
+    steps of τ further, which the test images alone say."""
     chosen = held_out_tau()
     for schedule, adjusted in (
         ("240 epochs", full()[1]), ("240 epochs, VGG8", full(VGG)[1]),
@@ -501,16 +505,108 @@ def held_out_rows():
             return own.set_index("seed")[list(tables.METRICS)]
 
         kd, tau = "KD, weights 1 and 1 (ours)", chosen["kd_ce1"]
-        for method in ("ltkd", SHARP, "LTKD, alpha 4"):
-            name = f"{tables.LABELS.get(method, method)}, τ = {chosen[method]:g}"
+        for method in ("ltkd", SHARP, "LTKD, alpha 4", "kd_adjusted", ADJUSTED):
+            name = f"{tables.marked(tables.LABELS.get(method, method))}, τ = {chosen[method]:g}"
             for than, of in (
                 (f"{kd}, τ = {tau:g}", at("kd_ce1", tau)), ("as trained", at(method)),
             ):  # fmt: skip
                 gaps = (at(method, chosen[method]) - of).dropna()
                 if len(gaps) > 1:
                     yield over_seeds(schedule, f"{name} − {than}", gaps)
+        for method, other in (("ltkd", "kd_adjusted"), (SHARP, ADJUSTED)):
+            gaps = (at(method, chosen[method]) - at(other, chosen[other])).dropna()
+            if len(gaps) > 1:
+                names = (f"{tables.marked(tables.LABELS.get(m, m))}, τ = {chosen[m]:g}"
+                         for m in (method, other))  # fmt: skip
+                yield over_seeds(schedule, " − ".join(names), gaps)
         further = at("kd_ce1", 1.25) - at("kd_ce1", 1)
         yield over_seeds(schedule, f"{kd}, τ = 1.25 − τ = 1", further)
+        for tau in (1.25, 1.5) if schedule.startswith("240") else ():
+            gaps = at("ltkd", chosen["ltkd"]) - at("kd_ce1", tau)
+            name = f"{tables.LABELS['ltkd']}, τ = {chosen['ltkd']:g}"
+            yield over_seeds(schedule, f"{name} − {kd}, τ = {tau:g}", gaps)
+
+
+STEPPED = (  # of each study: what its students are called in runs.csv
+    ("30 epochs", FIRST, "vgg8", ("LTKD", SHARP, "LTKD, alpha 4", "Bal. softmax + LTKD",
+     "KD, adjusted teacher", ADJUSTED, BIASED, "cross_rebalanced", "n = 10", "n = 100")),
+    ("30 epochs, second split", "cifar100_lt_split1", "vgg8", ("LTKD", SHARP, ADJUSTED)),
+    ("30 epochs, third split", "cifar100_lt_split2", "vgg8", ("LTKD", SHARP, ADJUSTED)),
+    ("240 epochs", "cifar100_lt", "resnet8x4", ("LTKD",)),
+    ("240 epochs, VGG8", "cifar100_lt", "vgg8", ("LTKD", "KD, adjusted teacher")),
+)  # fmt: skip
+
+
+def called(row):
+    """What a run is in runs.csv: its setting or cell, its number of groups, or its method."""
+    if row["part"] == "group_count":
+        return f"n = {row['n_groups']:g}"
+    return row["variant"] or row["label"]
+
+
+def by_class(study, student):
+    """name -> seed -> accuracy of each class, the largest first, in percent."""
+    folder, found = ROOT / "outputs" / study, {}
+    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
+    for row in runs[runs["student"] == student].to_dict("records"):
+        about = json.loads((folder / "runs" / row["run"] / "record.json").read_text())
+        order = np.argsort(-np.array(about["data"]["counts"]), kind="stable")
+        each = np.array(about["history"][-1]["correct"]) / np.array(about["data"]["test_counts"])
+        found.setdefault(called(row), {})[row["seed"]] = 100 * each[order]
+    return found
+
+
+def border_rows():
+    """How far the gain over KD with weights 1 and 1 jumps: the eight classes below a border less
+    the eight above it, and the same where none is, mean and standard deviation."""
+    for schedule, study, student, names in STEPPED:
+        own = by_class(study, student)
+        for name in names:
+            kd = own["KD, weights 1 and 1"]
+            seeds = sorted(set(own[name]) & set(kd))
+            gain = np.stack([own[name][seed] - kd[seed] for seed in seeds])
+            at = {k: gain[:, k : k + 8].mean(1) - gain[:, k - 8 : k].mean(1) for k in range(8, 93)}
+            cells = [tables.t_interval(at[border]).difference() for border in (33, 67)]
+            free = [one.mean() for k, one in at.items() if min(abs(k - 33), abs(k - 67)) >= 8]
+            cells.append(f"{np.mean(free):+.1f} ± {np.std(free):.1f}".replace("-", "−"))
+            text = f"{schedule} | {tables.marked(tables.LABELS.get(name, name))}"
+            yield f"| {text} | {' | '.join(cells)} | {len(seeds)} |"
+
+
+COUNTED = {"KD": (0,), "KD, weights 1 and 1": (0, 1), "LTKD": (0, 0.75),
+           "KD, adjusted teacher": (0,), "Balanced softmax": (0,)}  # fmt: skip
+
+
+def counted_rows():
+    """Other ways to count: shots by number of images, forgotten classes, the ten worst, and test
+    classes that are as unequal as in training, the same way about or the other."""
+    for student in ("resnet8x4", "vgg8"):
+        found = {}
+        for path in sorted((ROOT / "outputs/cifar100_lt/runs").glob("*/record.json")):
+            record = json.loads(path.read_text())
+            method = METHODS[record["spec"]["method"]].label
+            if record["spec"]["student"] != student or method not in COUNTED:
+                continue
+            n, total = (np.array(record["data"][key]) for key in ("counts", "test_counts"))
+            curve = path.with_name("adjusted.json")
+            removed = json.loads(curve.read_text()) if curve.exists() else {}
+            for tau in COUNTED[method]:
+                right = record["history"][-1]["correct"]
+                if tau:
+                    right = removed["correct"][removed["tau"].index(tau)]
+                each = 100 * np.array(right) / total
+                found.setdefault((method, tau), []).append([
+                    each[n > 100].mean(), each[(n >= 20) & (n <= 100)].mean(), each[n < 20].mean(),
+                    (each <= 1).sum(), np.sort(each)[:10].mean(),
+                    np.average(each, weights=n), np.average(each, weights=n[::-1]),
+                ])  # fmt: skip
+        for method, taus in COUNTED.items():
+            for tau in taus:
+                if (method, tau) in found:
+                    cells = map(tables.t_interval, np.transpose(found[method, tau]))
+                    text = " | ".join(one.plus_minus() for one in cells).replace(" (3)", "")
+                    name = tables.marked(method) + f", τ = {tau:g}" * (tau > 0)
+                    yield f"| {network_label(student)} | {name} | {text} |".replace(", equal", "")
 
 
 def pooled_rows():
@@ -599,7 +695,9 @@ FEWER = {
     answer_rows: len(ANSWERS),
     tilt_rows: 4,
     own_head_rows: 4 + 2,
-    held_out_rows: 16 + 5,
+    held_out_rows: 39,
+    border_rows: 19,
+    counted_rows: 13,
     pooled_rows: 2,
 }
 
@@ -620,7 +718,8 @@ FEWER = {
      ("outputs/EVIDENCE.md", own_head_rows), ("outputs/EVIDENCE.md", split_accuracy_rows),
      ("outputs/EVIDENCE.md", split_rows), ("outputs/EVIDENCE.md", split_teacher_rows),
      ("outputs/EVIDENCE.md", over_splits_rows), ("outputs/EVIDENCE.md", held_out_rows),
-     ("outputs/EVIDENCE.md", teacher_removed_rows),
+     ("outputs/EVIDENCE.md", teacher_removed_rows), ("outputs/EVIDENCE.md", border_rows),
+     ("outputs/EVIDENCE.md", counted_rows),
      ("outputs/EVIDENCE.md", pooled_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
@@ -648,6 +747,7 @@ if __name__ == "__main__":
         full_difference_rows, height_of_each_rows, tilt_rows, own_head_rows,
         vgg_accuracy_rows, vgg_removed_rows, vgg_difference_rows, rival_rows, answer_rows,
         claim_rows, split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows,
-        held_out_rows, teacher_removed_rows, pooled_rows,
+        held_out_rows, teacher_removed_rows, border_rows, counted_rows,
+        pooled_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")

@@ -1,8 +1,10 @@
 """Which runs a study asks for, and the tidy tables it gives back."""
 
+import hashlib
 import json
 import re
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import load
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ltkd import RunRecord, Study, files, pool, run
 from ltkd.cli import NOTEBOOKS
+from ltkd.data import load as load_data
 from ltkd.methods import ABLATIONS
-from ltkd.params import ParameterError, load_parameters
+from ltkd.params import ParameterError, RunSpec, load_parameters
 from ltkd.pool import with_teachers
 from ltkd.report import build, tables
 from ltkd.runs import identity
@@ -95,6 +99,53 @@ def test_overrides_go_where_they_belong():
     assert by_method["student"] == {}
 
 
+def test_every_run_has_the_studys_parameters():
+    given = {"split_seed": 3, "holdout": 2, "threads": 2, "eval_every": 3, "clip_norm": 1.5,
+             "precision": "bf16", "schedule": "steps"}  # fmt: skip
+    study = Study(**(SMALL | given | {"batch": 24, "lr": 0.07, "groups": 4}), teacher_seed=5,
+                  sweep={"ltkd": [{"alpha": [2.0]}]})  # fmt: skip
+    specs = study.runs()
+    assert {spec.method for spec in specs} == {"teacher", "student", "kd", "ltkd"}
+    for spec in specs:
+        about = spec.model_dump()
+        own = {"epochs": 1, "batch": 24, "lr": 0.07, "gamma": 20.0, "dataset": "digits"}
+        assert {key: about[key] for key in (*given, *own)} == given | own
+        assert spec.teacher_seed == (5 if spec.teacher else 0)
+        assert spec.method != "teacher" or spec.seed == 5
+    assert {s.groups for _, s in study.specs("distillation") if s.method == "ltkd"} == {4}
+
+
+@pytest.mark.parametrize("own", [{"split_seed": 1}, {"holdout": 3}], ids=str)
+def test_a_run_and_its_study_have_the_images_that_are_asked_for(own, tiny, tmp_path):
+    asked, plain = load_data("digits", 20.0, **own), load_data("digits", 20.0)
+    drawn = hashlib.sha256(asked.indices.astype("<i8").tobytes()).hexdigest()
+    assert asked.indices.tolist() != plain.indices.tolist()
+    about = run(tiny(epochs=1, **own), outputs=tmp_path).values["data"]
+    assert about["split_sha256"] == drawn
+    assert about["counts"] == asked.counts.tolist()
+    assert about["test_counts"] == asked.test_labels.bincount().tolist()
+    kept = np.load(tmp_path / "splits" / f"{drawn[:16]}.npy", allow_pickle=False)
+    assert kept.tolist() == asked.indices.tolist()
+    study = Study(outputs=tmp_path, **(SMALL | own))
+    for found in (study.data(), study.data(20.0)):
+        assert found.indices.tolist() == asked.indices.tolist()
+        assert torch.equal(found.test_images, asked.test_images)
+        assert found.test_labels.tolist() == asked.test_labels.tolist()
+    assert study.size(20.0).counts == asked.counts.tolist()
+    assert study.size(20.0).tests == len(asked.test_labels)
+
+
+def test_a_split_of_its_own_goes_with_held_out_images(tmp_path):
+    """Which are drawn by the split's seed, too: three images a class, thirty in all."""
+    own = {"split_seed": 1, "holdout": 3}
+    found = Study(outputs=tmp_path, **(SMALL | own)).data()
+    assert found.test_labels.bincount().tolist() == [3] * 10
+    others = [load_data("digits", 20.0, **(own | {key: 0})) for key in own]
+    for other in others:
+        assert not torch.equal(found.test_images, other.test_images)
+    assert torch.equal(found.test_images, load_data("digits", 20.0, **own).test_images)
+
+
 def test_results_are_a_row_a_run_with_macro_means(study):
     frame = study.results("distillation")
     assert len(frame) == 6
@@ -114,14 +165,16 @@ def test_results_are_a_row_a_run_with_macro_means(study):
     assert sorted(set(study.results("group_count").n_groups)) == [1, 3]
 
 
-def test_a_row_is_of_the_last_epoch_and_best_of_the_best_by_hand(monkeypatch):
+def test_rows_and_curves_of_a_history_by_hand(monkeypatch):
     # Classes 1 and 3 are the head, 2 and 5 the medium, 0 and 4 the tail. Epoch 4 is the best.
     about = {"counts": [3, 60, 20, 50, 2, 10], "test_counts": [10, 20, 10, 40, 5, 15]}
     evaluated = {2: [0, 20, 0, 30, 0, 0], 4: [5, 18, 8, 24, 1, 6], 6: [4, 19, 6, 26, 0, 3]}
-    history = [{"epoch": e} | ({"correct": evaluated[e]} if e in evaluated else {})
+    losses = ("loss", "label_loss", "distillation_loss")
+    history = [{"epoch": e} | {name: e + k / 4 for k, name in enumerate(losses)}
+               | ({"correct": evaluated[e]} if e in evaluated else {})
                for e in range(1, 7)]  # fmt: skip
     values = {"run": "x", "data": about, "history": history, "teacher_sha256": None,
-              "seconds": 1.0, "device": "cpu"}  # fmt: skip
+              "seconds": 1.0, "device": "cpu", "hardware": "a machine"}  # fmt: skip
     study = Study(**SMALL)
     (_, spec), *_ = study.specs("distillation")
     record = RunRecord(spec, values, Path())
@@ -132,6 +185,15 @@ def test_a_row_is_of_the_last_epoch_and_best_of_the_best_by_hand(monkeypatch):
     best = {"all": 62, "head": (90 + 60) / 2, "medium": (80 + 40) / 2, "tail": (50 + 20) / 2}
     expected = own | {f"best_{metric}": value for metric, value in best.items()}
     assert {name: row[name] for name in expected} == pytest.approx(expected)
+    # Each epoch has its own losses, and its own accuracies where it was evaluated.
+    curves = study.curves("distillation").set_index("epoch")
+    assert curves.index.tolist() == [1, 2, 3, 4, 5, 6]
+    for k, name in enumerate(losses):
+        assert curves[name].tolist() == [e + k / 4 for e in range(1, 7)]
+    first = {"all": 50, "head": (100 + 75) / 2, "medium": 0, "tail": 0}
+    for epoch, wanted in {2: first, 4: best, 6: own}.items():
+        assert curves.loc[epoch, list(wanted)].to_dict() == pytest.approx(wanted)
+    assert curves.loc[[1, 3, 5], list(own)].isna().all(axis=None)
 
 
 def test_the_teacher_and_its_logits(study):
@@ -348,6 +410,7 @@ def test_notebooks_look_for_data_where_the_command_was_given(tmp_path, study, mo
     build.build(Study(outputs="there", name="small", **SMALL), pages, {})
     there = {"LTKD_DATA": str(tmp_path / "here"), "LTKD_OUTPUTS": str(tmp_path / "there")}
     assert Path(seen.pop("LTKD_FAILED")).name == "failed.json"
+    assert Path(seen.pop("LTKD_INPUTS")).name == "inputs.json"
     assert seen == there
 
 
@@ -405,17 +468,9 @@ def test_a_sweep_compares_settings_of_methods(tmp_path, forked):
     assert tables.plane(runs[runs["alpha"] != 2]).empty
 
 
-@pytest.mark.parametrize(
-    ("sweep", "said"),
-    [({"ltkdd": [{}]}, "unknown method 'ltkdd'. Did you mean 'ltkd'"),
-     ({"ltkd": [{"alfa": [1]}]}, "unknown argument of method 'ltkd': 'alfa'. Did you mean 'alpha'"),
-     ({"kd": [{"temperature": [4, 0]}]}, "temperature = 0"),
-     ({"kd": {"temperature": [4]}}, "sweep.kd"),
-     ({"student": [{}]}, "has no arguments to choose")],
-)  # fmt: skip
-def test_a_wrong_sweep_is_refused(sweep, said):
-    with pytest.raises(ParameterError, match=re.escape(said)):
-        Study(**SMALL, sweep=sweep)
+def test_each_value_in_a_sweeps_list_is_checked():
+    with pytest.raises(ParameterError, match="temperature = 0"):
+        Study(**SMALL, sweep={"kd": [{"temperature": [4, 0]}]})
 
 
 def test_a_table_is_made_where_it_fits_and_pays():
@@ -467,17 +522,124 @@ def test_the_cifar_study_is_the_shipped_one(tmp_path):
     assert p.epochs <= 8
 
 
-def test_the_committed_records_are_whole_and_are_what_the_parameter_file_asks_for():
-    root = Path(__file__).parent.parent
-    p = load_parameters(root / "params" / "cifar100_lt_quick.yaml")
-    study = Study(outputs=root / "outputs", **p.model_dump())
-    specs = with_teachers([spec for _, spec in study.specs()])
-    assert all(study.store.get(spec) for spec in specs)  # every seal and hash is checked on the way
-    table = pd.read_csv(study.folder / "runs.csv").set_index(["part", "run", "variant"])
-    frame = study.results("distillation")
-    own = table.loc["distillation"].reset_index()
-    assert own["run"].tolist() == frame["run"].tolist()
-    assert np.allclose(own[["all", "tail"]], frame[["all", "tail"]], atol=1e-4)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def committed():
+    """Where records are committed, and their names: {folder of a study: {run}}."""
+    asked = ["git", "ls-files", "outputs"]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    found = {}
+    for path in map(Path, listed):
+        if path.name == "record.json":
+            found.setdefault(str(path.parents[2]), set()).add(path.parent.name)
+    return found
+
+
+COMMITTED = committed()
+
+
+def read(folder):
+    """The records of a study's folder as they are: the store would set a damaged one aside."""
+    paths = (ROOT / folder / "runs" / run / "record.json" for run in COMMITTED[folder])
+    return {path.parent: json.loads(path.read_text()) for path in paths}
+
+
+def test_every_committed_study_is_looked_at():
+    if not COMMITTED:
+        pytest.skip("not a git checkout")
+    assert {f"outputs/cifar100_lt{name}" for name in (
+        "", "_quick", "_short", "_split1", "_split2", "_tune")} <= set(COMMITTED)  # fmt: skip
+    assert sum(map(len, COMMITTED.values())) >= 272
+
+
+@pytest.mark.parametrize("folder", COMMITTED)
+def test_the_committed_records_are_whole(folder):
+    found = read(folder)
+    teachers = {values["run"]: values["model_sha256"] for values in found.values()
+                if values["spec"]["method"] == "teacher"}  # fmt: skip
+    for place, values in found.items():
+        files.unsealed(values)
+        spec = RunSpec(**values["spec"])
+        assert identity(spec) == place.name == values["run"]
+        for name, digest in values["files"].items():
+            assert hashlib.sha256((place / name).read_bytes()).hexdigest() == digest, place / name
+        if (place / "adjusted.json").exists():
+            curve = files.unsealed(json.loads((place / "adjusted.json").read_text()))
+            assert curve["model_sha256"] == values["model_sha256"]
+        if spec.teacher:
+            assert values["teacher_sha256"] == teachers[identity(spec.teacher_spec)]
+        split = values["data"]["split_sha256"]
+        kept = np.load(ROOT / folder / "splits" / f"{split[:16]}.npy", allow_pickle=False)
+        assert hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest() == split
+    for name, digest in teachers.items():
+        network = ROOT / folder / "teachers" / f"{name}.safetensors"
+        assert hashlib.sha256(network.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("folder", [f for f in COMMITTED if (ROOT / f / "runs.csv").exists()])
+def test_the_committed_table_is_that_of_the_records(folder):
+    table = pd.read_csv(ROOT / folder / "runs.csv", keep_default_na=False)
+    found = {values["run"]: values for values in read(folder).values()}
+    assert set(table["run"]) == {run for run, v in found.items() if v["status"] == "done"}
+    for row in table.to_dict("records"):
+        values = found[row["run"]]
+        spec, about = values["spec"], values["data"]
+        assert [row[key] for key in ("method", "student", "seed", "epochs", "holdout")] == [
+            spec["method"], spec["student"], spec["seed"], spec["epochs"], spec.get("holdout", 0)
+        ]  # fmt: skip
+        assert about["counts"] == sorted(about["counts"], reverse=True)  # a class's id is its rank
+        right, of = np.array(values["history"][-1]["correct"]), np.array(about["test_counts"])
+        groups = np.split(right / of, [33, 67])  # head, medium, tail
+        expected = [right.sum() / of.sum(), *(group.mean() for group in groups)]
+        shown = [row[name] for name in ("all", "head", "medium", "tail")]
+        assert shown == pytest.approx([100 * part for part in expected], abs=1e-4)
+
+
+def test_the_committed_records_saw_the_images_of_their_split(cifar100):
+    cases = [item for folder in COMMITTED for item in read(folder).items()]
+    sets = {(v["spec"]["split_seed"], v["spec"].get("holdout", 0)) for _, v in cases}
+    drawn = {}
+    for split_seed, holdout in sets:
+        data = load_data("cifar100", 100.0, split_seed=split_seed, holdout=holdout)
+        digest = hashlib.sha256(data.indices.astype("<i8").tobytes()).hexdigest()
+        drawn[split_seed, holdout] = digest, data.counts.tolist(), data.test_labels.numpy()
+    assert len({digest for digest, *_ in drawn.values()}) == len(sets)
+    for place, values in cases:
+        spec, about = values["spec"], values["data"]
+        assert (spec["dataset"], spec["gamma"]) == ("cifar100", 100.0)
+        split, counts, truth = drawn[spec["split_seed"], spec.get("holdout", 0)]
+        assert (about["split_sha256"], about["counts"]) == (split, counts)
+        assert about["test_counts"] == np.bincount(truth).tolist()
+        if values["status"] == "done":
+            told = np.load(place / "predictions.npy", allow_pickle=False)
+            hit = np.bincount(truth[told == truth], minlength=len(counts))
+            assert hit.tolist() == values["history"][-1]["correct"], place
+
+
+@pytest.mark.parametrize("name", ["quick", "short", "split1", "tune"])
+def test_the_committed_records_are_what_the_parameter_file_asks_for(name, tmp_path):
+    p = load_parameters(ROOT / "params" / f"cifar100_lt_{name}.yaml")
+    study = Study(outputs=tmp_path, **p.model_dump())
+    table = pd.read_csv(ROOT / "outputs" / p.name / "runs.csv", keep_default_na=False)
+    for part in PARTS:
+        asked = dict.fromkeys((variant, identity(spec)) for variant, spec in study.specs(part))
+        rows = table.loc[table["part"] == part, ["variant", "run"]]
+        assert [*map(tuple, rows.to_numpy().tolist())] == [*asked]
+
+
+def test_the_committed_student_is_that_of_its_card():
+    card = (ROOT / "outputs/cifar100_lt/best/README.md").read_text()
+    network = hashlib.sha256((ROOT / "outputs/cifar100_lt/best/model.safetensors").read_bytes())
+    assert re.findall(r"Weights: safetensors, sha256 ([0-9a-f]{64})", card) == [network.hexdigest()]
+    (name,) = re.findall(r"Run `([0-9a-f]{16})`", card)
+    values = json.loads((ROOT / "outputs/cifar100_lt/runs" / name / "record.json").read_text())
+    assert values["model_sha256"] == network.hexdigest()
+    assert f"(sha256 {values['data']['split_sha256'][:16]})" in card
+    (shown,) = re.findall(r"this network \| (.*) \|$", card, re.MULTILINE)
+    right = np.array(values["history"][-1]["correct"])  # of a hundred test images of each class
+    parts = [right.sum() / 100, *(group.mean() for group in np.split(right, [33, 67]))]
+    assert shown == " | ".join(f"{part:.1f}" for part in parts)
 
 
 def test_runs_of_other_parameters_follow_in_the_table_without_a_part(study, tmp_path):

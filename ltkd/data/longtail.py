@@ -1,5 +1,6 @@
 """The exponential long tail (Cui et al., CVPR 2019) cut out of a balanced training set."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,10 +37,12 @@ def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
     """Images kept of each class, class 0 the most: int(n_max * (1 / gamma)^(c / (C - 1))).
 
     Returns a LongTensor [C]. gamma is the imbalance factor, largest over smallest class.
-    Raises ValueError for gamma < 1, n_max < 1 or fewer than two classes.
+    Raises ValueError for gamma < 1 or infinite, n_max < 1 or fewer than two classes.
     """
-    if not gamma >= 1:
-        raise ValueError(f"gamma = {gamma}: largest over smallest class, so it is at least 1")
+    if not 1 <= gamma < math.inf:
+        raise ValueError(
+            f"gamma = {gamma}: largest over smallest class, so it is finite and at least 1"
+        )
     if n_max < 1 or num_classes < 2:
         raise ValueError(
             f"n_max = {n_max}, num_classes = {num_classes}: at least 1 image and 2 classes"
@@ -49,14 +52,14 @@ def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
 
 
 def long_tailed_indices(
-    labels: np.ndarray, counts: Tensor, split_seed: int, purpose: str = "split"
+    labels: np.ndarray | Sequence[int], counts: Tensor, split_seed: int, purpose: str = "split"
 ) -> np.ndarray:
     """Which training images are kept, sorted: int64 [sum of counts], drawn without replacement.
 
     One seeded generator permutes each class whole, so that a smaller tail is a subset of a larger.
     Raises ValueError where a class has fewer images than are asked of it, or a count is negative.
     """
-    draw = stream(purpose, split_seed)
+    draw, labels = stream(purpose, split_seed), np.asarray(labels)
     kept = []
     for c, count in enumerate(counts.tolist()):
         members = np.flatnonzero(labels == c)
@@ -94,6 +97,10 @@ class LongTailed:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+
+    def __repr__(self) -> str:  # not a page of pixels where a notebook's cell ends with it
+        return (f"<{self.title}, gamma {self.gamma:g}: {len(self.train_labels)} training and "
+                f"{len(self.test_labels)} test images of {len(self.counts)} classes>")  # fmt: skip
 
     @property
     def clipping(self) -> str:
@@ -174,9 +181,14 @@ class FileFeed(Feed):
             yield self.data.normalise(images.to(self.device), self.scale)
 
 
-def _check(name: str, holdout: int) -> None:
+def _check(name: str, images: Images | None, holdout: int) -> None:
     if name not in RECIPES:
         raise DataError(f"dataset = {name!r}: unknown.{nearest(name, list(RECIPES))}")
+    if name == "folder" and not (images and images.folder):
+        raise DataError("dataset = 'folder': needs images with folder and size, such as "
+                        "Images(folder='birds', size=64)")  # fmt: skip
+    if images and name not in FILE_SETS:
+        raise DataError(f"images belong to {', '.join(FILE_SETS)}, not {name}; leave them out")
     if holdout < 0:
         raise DataError(f"holdout = {holdout}: images a class, so it is at least 0")
 
@@ -264,8 +276,9 @@ def load(
     n_max is the smallest class's size in the full set; of image files the largest class's, and a
     class keeps all it has where the profile asks for more. Raises DataError when files are missing
     or damaged, or a class of image files would be left without a training image.
+    What is returned is shared by all callers: do not write into it.
     """
-    _check(name, holdout)
+    _check(name, images, holdout)
     full = resolve(name, images, root)
     if full:
         full = full.model_copy(update={"sha256": None})  # what was found is now known to be right
@@ -299,7 +312,7 @@ def size_of(
     Sets without a known one (digits, folders, fixed lists, files in a folder of another name) are
     looked at; DataError as ``load``.
     """
-    _check(name, holdout)
+    _check(name, images, holdout)
     own = images.size if images else None
     standard = not images or (
         images.folder in (None, folders.complete(name, None).folder) and not images.test_list

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import average_pool, flag, full_precision, number, raised
+from ltkd.losses.common import average_pool, flag, floating, full_precision, number, raised
 
 
 class CATKDLoss(nn.Module):
@@ -28,7 +28,8 @@ class CATKDLoss(nn.Module):
             raise ValueError(f"pool is {pool!r}; it must be a whole number >= 1")
 
     def forward(self, student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-        s, t = list(student_maps.shape), list(teacher_maps.shape)
+        s = list(floating("student_maps", student_maps).shape)
+        t = list(floating("teacher_maps", teacher_maps).shape)
         if len(s) != 4 or 0 in s:
             raise ValueError(f"student_maps has shape {s}; it must be [B, C, H, W], none of them 0")
         if len(t) != 4 or 0 in t or s[:2] != t[:2]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,6 +31,30 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
+def process_group_or_none(value: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """`value`; ValueError unless it is a process group or None: a name or True would be taken for
+    one until the first call, and torch gives a process outside a new group a number."""
+    if value is not None and not isinstance(value, dist.ProcessGroup):
+        raise ValueError(
+            f"process_group is {value!r}; it must be a torch.distributed ProcessGroup or None"
+        )
+    return value
+
+
+def described(value: object) -> str:
+    """What an error says of a value that is not the tensor it should be."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {value.dtype}"
+    return f"of type {type(value).__name__}"
+
+
+def floating(name: str, value: Tensor) -> Tensor:
+    """`value`; ValueError unless it is a tensor of a floating dtype."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(f"{name} is {described(value)}; it must be a tensor of a floating dtype")
+    return value
+
+
 def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
     """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish."""
     ids, compressed = torch.unique(whole_numbers("groups", groups), return_inverse=True)
@@ -38,7 +63,8 @@ def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
 
 def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Two [B, C] tensors, checked; see `raised`."""
-    s, t = list(student_logits.shape), list(teacher_logits.shape)
+    s = list(floating("student_logits", student_logits).shape)
+    t = list(floating("teacher_logits", teacher_logits).shape)
     if len(s) != 2 or s[0] == 0 or s[1] == 0:
         raise ValueError(f"student_logits has shape {s}; it must be [B, C] with B, C >= 1")
     if s != t:
@@ -48,6 +74,9 @@ def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, 
 
 def raised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in one dtype, at least float32 (float64 stays); the teacher detached."""
+    if torch.is_grad_enabled() and teacher.requires_grad and not student.requires_grad:
+        raise ValueError("the teacher's tensor needs a gradient and the student's does not; are "
+                         "they swapped? The student's comes first")  # fmt: skip
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return student.to(dtype), teacher.detach().to(dtype)
 

@@ -37,8 +37,8 @@ def decompose(
     """
     ids, n = group_ids(groups)
     t = number("temperature", temperature, positive=True)
-    with full_precision(student_logits):
-        z_s, z_t = logit_pair(student_logits, teacher_logits)
+    z_s, z_t = logit_pair(student_logits, teacher_logits)
+    with full_precision(z_s):
         ids = ids.to(z_s.device)
         groups_s, within_s = group_log_probs(z_s, ids, n, t)
         groups_t, within_t = group_log_probs(z_t, ids, n, t)

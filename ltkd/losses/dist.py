@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import full_precision, logit_pair, number
+from ltkd.losses.common import full_precision, logit_pair, number, process_group_or_none
 
 
 class DISTLoss(nn.Module):
@@ -29,13 +29,13 @@ class DISTLoss(nn.Module):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        self.process_group = process_group
+        self.process_group = process_group_or_none(process_group)
         self.beta, self.gamma = number("beta", beta), number("gamma", gamma)
         self.temperature = number("temperature", temperature, positive=True)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        with full_precision(student_logits):
-            z_s, z_t = logit_pair(student_logits, teacher_logits)
+        z_s, z_t = logit_pair(student_logits, teacher_logits)
+        with full_precision(z_s):
             p_s = F.softmax(z_s / self.temperature, 1)
             p_t = F.softmax(z_t / self.temperature, 1)
             inter = 1 - pearson(p_s, p_t, dim=1).mean()

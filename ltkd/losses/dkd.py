@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import full_precision, kl_terms, logit_pair, number
+from ltkd.losses.common import described, full_precision, kl_terms, logit_pair, number
 
 
 class DKDLoss(nn.Module):
@@ -19,7 +19,7 @@ class DKDLoss(nn.Module):
     KL = TCKD + (1 - pT_target) NCKD. The official code subtracts 1000 from the target's logit
     instead of removing it, and takes the log of bare probabilities, NaN once one underflows.
     Where the teacher's logits are -inf off the target NCKD is undefined, and the result NaN.
-    Raises ValueError unless alpha, beta >= 0, temperature > 0 and the shapes are these.
+    Raises ValueError unless alpha, beta >= 0, temperature > 0 and the tensors are these.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
@@ -28,8 +28,8 @@ class DKDLoss(nn.Module):
         self.temperature = number("temperature", temperature, positive=True)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
-        with full_precision(student_logits):
-            z_s, z_t = logit_pair(student_logits, teacher_logits)
+        z_s, z_t = logit_pair(student_logits, teacher_logits)
+        with full_precision(z_s):
             pair_s, others_s = split_target(z_s / self.temperature, targets)
             pair_t, others_t = split_target(z_t / self.temperature, targets)
             tckd = kl_terms(pair_t, pair_s).sum(1)
@@ -48,8 +48,9 @@ def split_target(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     if z.shape[1] < 2:
         raise ValueError("student_logits has 1 class; non-target classes need at least 2")
-    if targets.shape != z.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
-        given = f"{list(targets.shape)} {targets.dtype}"
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if not whole or targets.shape != z.shape[:1] or targets.dtype == torch.bool:
+        given = described(targets)
         raise ValueError(f"targets is {given}; it must be [{len(z)}] integer labels, one a sample")
     target = targets.long()[:, None]
     others = torch.arange(z.shape[1] - 1, device=z.device).expand(len(z), -1)

@@ -23,8 +23,8 @@ class KDLoss(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         t = self.temperature
-        with full_precision(student_logits):
-            z_s, z_t = logit_pair(student_logits, teacher_logits)
+        z_s, z_t = logit_pair(student_logits, teacher_logits)
+        with full_precision(z_s):
             log_s, log_t = F.log_softmax(z_s / t, 1), F.log_softmax(z_t / t, 1)
             return t**2 * kl_terms(log_t, log_s).sum(1).mean()
 

@@ -7,7 +7,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkd.losses.common import flag, full_precision, group_ids, kl_terms, logit_pair, number
+from ltkd.losses.common import (
+    flag,
+    full_precision,
+    group_ids,
+    kl_terms,
+    logit_pair,
+    number,
+    process_group_or_none,
+)
 from ltkd.losses.decomposition import group_log_probs
 
 
@@ -44,12 +52,13 @@ class LTKDLoss(nn.Module):
         self.register_buffer("groups", ids, persistent=False)
         self.alpha, self.beta = number("alpha", alpha), number("beta", beta)
         self.temperature = number("temperature", temperature, positive=True)
-        self.rebalance, self.process_group = flag("rebalance", rebalance), process_group
+        self.rebalance = flag("rebalance", rebalance)
+        self.process_group = process_group_or_none(process_group)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         t = self.temperature
-        with full_precision(student_logits):
-            z_s, z_t = logit_pair(student_logits, teacher_logits)
+        z_s, z_t = logit_pair(student_logits, teacher_logits)
+        with full_precision(z_s):
             ids = self.groups.to(z_s.device)
             groups_s, within_s = group_log_probs(z_s, ids, self.n_groups, t)
             groups_t, within_t = group_log_probs(z_t, ids, self.n_groups, t)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltkd.groups import whole_numbers
-from ltkd.losses.common import at_least_float32, average_pool, full_precision, raised
+from ltkd.losses.common import at_least_float32, average_pool, floating, full_precision, raised
 
 
 class ReviewKDLoss(nn.Module):
@@ -59,12 +59,16 @@ class ReviewKDLoss(nn.Module):
             ("student_features", student_features),
             ("teacher_features", teacher_features),
         ):
+            if not isinstance(given, list | tuple):
+                of = type(given).__name__
+                raise ValueError(f"{name} is of type {of}; it must be a list of {levels} tensors")
             if len(given) != levels:
                 raise ValueError(f"{name} has {len(given)} levels; it must have {levels}")
         deeper: Tensor | None = None
         losses = []
         for level in reversed(range(levels)):
-            student, teacher = as_map(student_features[level]), as_map(teacher_features[level])
+            student = as_map(f"student_features[{level}]", student_features[level])
+            teacher = as_map(f"teacher_features[{level}]", teacher_features[level])
             # Features of a bf16 network meet float32 parameters; under autocast both go down again.
             student = at_least_float32(student)
             if self.training and len(student) * min(student.shape[-1], *self.teacher_sizes) == 1:
@@ -138,9 +142,9 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
         return loss / total
 
 
-def as_map(feature: Tensor) -> Tensor:
+def as_map(name: str, feature: Tensor) -> Tensor:
     """A pooled feature [B, D] as the map [B, D, 1, 1]; maps unchanged."""
-    if feature.dim() not in (2, 4) or 0 in feature.shape:
-        given = list(feature.shape)
-        raise ValueError(f"a feature has shape {given}; it must be [B, D] or [B, D, H, W], none 0")
+    given = list(floating(name, feature).shape)
+    if len(given) not in (2, 4) or 0 in given:
+        raise ValueError(f"{name} has shape {given}; it must be [B, D] or [B, D, H, W], none 0")
     return feature[:, :, None, None] if feature.dim() == 2 else feature

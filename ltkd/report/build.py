@@ -1,5 +1,6 @@
 """From finished runs to a study's pages: what is up to date is left alone."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import cores, data_root, locked, many, sha256, write_atomic
+from ..files import cores, data_root, locked, many, read_json, sha256, write_atomic
 from ..notebooks import execute_all, failed_copies
-from ..params import RECIPES
 from ..study import PARTS, Study
 from . import page, paper, tables
 
@@ -35,11 +35,15 @@ def build(
     env["LTKD_DATA"] = str(data_root(study.parameters.data_root))
     with ExitStack() as held:  # of two commands at once the second finds its reports done
         folder = held.enter_context(TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-"))
-        env["LTKD_FAILED"] = f"{folder}/failed.json"  # a variable would not hold thousands
-        Path(env["LTKD_FAILED"]).write_text(study.failed)
         for path in sorted(notebooks):
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]
+        # A page seals what was there before it began: what comes or changes meanwhile outdates it.
+        inputs = {path.stem: study.inputs(path.stem) for path in stale}
+        for name, text in (("inputs", json.dumps(inputs)), ("failed", study.failed)):
+            told = Path(folder, f"{name}.json")  # a variable would not hold thousands
+            told.write_text(text)
+            env[f"LTKD_{name.upper()}"] = str(told)
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
         good = [path.stem for path in notebooks if path not in stale]
         refuted = [path for name in good for path in failed_copies(reports, name)]
@@ -58,8 +62,10 @@ def build(
 def fresh(study: Study, name: str) -> bool:
     """Whether a whole report is there that rests on exactly these runs, parameters and sources."""
     folder = study.folder / "reports"
-    manifest = page.read_manifest(folder / f"{name}.manifest.json") or {}
-    pages = manifest.get("files", {})
+    manifest = read_json(folder / f"{name}.manifest.json") or {}
+    pages = manifest.get("files")
+    if not isinstance(pages, dict):
+        return False
     whole = all((folder / n).exists() and sha256(folder / n) == h for n, h in pages.items())
     return bool(pages) and whole and manifest.get("inputs") == study.inputs(name)
 
@@ -77,7 +83,8 @@ def _behind(study: Study) -> bool:
 def write_runs(study: Study) -> None:
     """runs.csv and runs.json: a row a run and part, the tidy table that the notebooks draw from.
 
-    Finished runs of the folder that are not of these parameters follow, with no part.
+    Finished runs of the folder that are not of these parameters follow, with no part. adjusted.csv:
+    a row a run of these and tau, its accuracies with the prior taken out, where they are known.
     """
     frames = [study.results(part).assign(part=part) for part in PARTS]
     frames.append(study.others().assign(part=""))
@@ -85,13 +92,15 @@ def write_runs(study: Study) -> None:
     table = pd.concat(frames, ignore_index=True).round(4)
     write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(study.folder / "runs.json", table.to_json(orient="records", indent=1) + "\n")
+    known = study.adjusted_known().drop(columns=["ours", "variant"]).round(4)
+    known = known[known["run"].isin(table["run"])]
+    write_atomic(study.folder / "adjusted.csv", known.to_csv(index=False, lineterminator="\n"))
 
 
 def _index(study: Study, notebooks: Sequence[Path]) -> None:
     p, data = study.parameters, study.data()
     *first, last = (pair.label for pair in study.pairs)
     pairs = f"{', '.join(first)} and {last}" if first else last
-    epochs = p.epochs or RECIPES[p.dataset].epochs
     own: dict[paper.Setting, bool] = {}
     for part in ("distillation", "ablations", "group_count", "sweep"):
         for setting, _ in tables.settings(study, part):
@@ -100,13 +109,15 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
             own[setting] = own.get(setting, False) or same
     intro = (
         f"Knowledge distillation from a teacher that was trained on long-tailed data: {pairs} on "
-        f"{data.title}, {study.drawn}, {epochs} epochs, "
+        f"{data.title}, {study.drawn}, {study.epochs} epochs, "
         f"{many(p.seeds, 'seed')}, {many(p.methods, 'method')}. " + _beside([*own.values()])
     )
     if len(more := study.others()):
         intro += f" Beside the pages runs.csv has {many(more, 'finished run')} more, with no part."
-    title, cards = f"{data.title}: {study.name}", page.cards(study.folder, notebooks)
-    page.write_index(study.folder, title=title, intro=intro, cards=cards, problems=study.missing())
+    good = {path.stem: fresh(study, path.stem) for path in notebooks}
+    page.write_index(
+        study.folder, title=f"{data.title}: {study.name}", intro=intro, problems=study.missing(),
+        cards=page.cards(study.folder, notebooks, good), fresh=good)  # fmt: skip
     with locked(study.folder.parent / "index.lock"):  # else one study could leave out another
         page.write_studies_index(study.folder.parent)
 

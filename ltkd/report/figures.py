@@ -265,6 +265,33 @@ def accuracy_by_frequency(per_class: pd.DataFrame) -> Figure:
 
 
 @styled
+def class_gains(gains: pd.DataFrame) -> Figure:
+    """``tables.class_gains``, mean over seeds, from the largest class to the smallest: a panel a
+    method, with a line fitted in each group that knows nothing of the next."""
+    names = gains.groupby("method", sort=False)["label"].first()
+    figure, panels = _panels(len(names), height=0.9 + 2 * len(names), sharex=True, sharey=True)
+    mean = gains.groupby(["method", "group", "rank"], as_index=False)["gain"].mean()
+    for axes, (method, label) in zip(panels, names.items(), strict=True):
+        colour, marker = look(str(method))
+        axes.axhline(0, color="0.4", lw=0.9)
+        for g, part in mean[mean["method"] == method].groupby("group"):
+            x, first = part["rank"] + 1, axes is panels[0]
+            axes.plot(x, part["gain"], marker, color=colour, alpha=0.45, ms=4)
+            fit = np.polynomial.Polynomial.fit(x, part["gain"], 1)
+            axes.plot(x, fit(x), color=colour, lw=2.2)
+            if g:
+                axes.axvline(x.min() - 0.5, color="0.4", lw=0.9, ls=":")
+            name = GROUPS[int(str(g))]
+            top: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "ha": "center"}
+            _name(axes, name if first else "", (x.mean(), 1.03), METRIC_LOOKS[name][0], **top)
+        axes.set_title(label, pad=18 if first else 6)
+        axes.set_ylabel("points more")
+    panels[-1].set_xlabel("class, by number of training images")
+    _note(figure, "mark: a class, mean over seeds; line: fitted in its group; dotted: borders")
+    return figure
+
+
+@styled
 def groups_by_method(summary: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
     """Accuracy of each method on all classes and on each group, a row a method."""
     figure, axes = _dots(summary, metrics)
@@ -381,7 +408,7 @@ def waterfall(steps: pd.DataFrame) -> Figure:
     figure, (axes,) = _panels(height=0.9 + 0.42 * len(steps))
     for y, row in enumerate(steps.to_dict("records")):
         total, end = row["kind"] == "total", row["start"] + row["mean"]
-        colour = look(row["method"])[0] if total else ("#b0127b" if row["mean"] >= 0 else "#7a7a7a")
+        colour = look(row["method"])[0] if total else ("0.35" if row["mean"] >= 0 else "0.7")
         bar: dict[str, Any] = {"color": colour, "height": 0.62, "alpha": 1 if total else 0.75}
         axes.barh(y, row["mean"], left=row["start"], **bar)
         text, right = f"{row['mean']:.1f}", end
@@ -513,7 +540,8 @@ def heat_map(runs: pd.DataFrame, x: str, y: str) -> Figure:
         sns.heatmap(grid, ax=axes, **CELLS | {"vmin": None})
         axes.set(title=f"{metric}, %", xlabel=x, ylabel=y if axes is panels[0] else "")
         axes.tick_params(labelrotation=0, length=0)
-    _note(figure, "mean over seeds; darker is higher")
+    seeds = runs["seed"].nunique()
+    _note(figure, f"{'one seed' if seeds == 1 else 'mean over seeds'}; darker is higher")
     return figure
 
 

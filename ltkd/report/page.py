@@ -5,16 +5,15 @@ A page loads nothing: style and pictures are inside it, formulas are MathML, no 
 
 import base64
 import io
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..files import clock, write_atomic
+from ..files import clock, read_json, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,14 +106,6 @@ def data_files(notebook: Any, stem: str) -> dict[str, str]:
     return found
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest that ``study.seal`` wrote, None where there is none."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None  # absent or damaged: the report counts as stale and is made anew
-
-
 def _opening(notebook: Any, stem: str) -> tuple[str, str]:
     """Title (first heading) and question (first paragraph after it) of a notebook, as markdown."""
     text = next((c.source for c in notebook.cells if c.cell_type == "markdown"), "")
@@ -136,11 +127,14 @@ def _body(cells: Sequence[Any]) -> list[Any]:
 # ------------------------------------------------------------------------------------ the index
 
 
-def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+def cards(
+    folder: Path, notebooks: Sequence[Path], fresh: Mapping[str, bool] | None = None
+) -> list[dict[str, Any]]:
     """What the index says of each of a study's notebooks, from what stands in <folder>/reports now.
 
-    ``status`` is done, failed, stale (failed, old report kept) or missing; ``question`` is HTML;
-    links are relative to the study's folder.
+    fresh  by stem, whether a report is up to date; None: all are
+    ``status`` is done, outdated, failed, stale (failed, old report kept) or missing; ``question``
+    is HTML; links are relative to the study's folder.
     """
     import nbformat
 
@@ -153,7 +147,7 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
         text = Renderer().markdown(question).strip()
         report = folder / "reports" / f"{source.stem}.html"
         broken = failed_copies(folder / "reports", source.stem)[1]
-        manifest = read_manifest(report.with_suffix(".manifest.json")) or {}
+        manifest = read_json(report.with_suffix(".manifest.json")) or {}
         took = f" in {clock(manifest['seconds'])}" if "seconds" in manifest else ""
         status, note = {
             (True, False): ("done", f"Done{took}"),
@@ -161,6 +155,8 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
             (False, True): ("failed", "Failed."),
             (False, False): ("missing", "Not run yet"),
         }[report.exists(), broken.exists()]
+        if status == "done" and not (fresh or {}).get(source.stem, True):
+            status, note = "outdated", "Of other parameters, runs or code"
         # Without links: the card as a whole is one.
         question = Markup(re.sub(r"^<p>|</p>$|</?a\b[^>]*>", "", text))
         card = {"title": title, "question": question, "status": status, "note": note}
@@ -169,12 +165,17 @@ def cards(folder: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
     return made
 
 
-def headline(folder: Path) -> tuple[str, list[Any]]:
-    """The last report (in the order of names) with cells tagged ``headline``: stem and cells."""
+def headline(folder: Path, stems: Collection[str] | None = None) -> tuple[str, list[Any]]:
+    """The last report (in the order of names) with cells tagged ``headline``: stem and cells.
+
+    stems  of the reports that count; None: all do
+    """
     import nbformat
 
     # Not the hidden ones: another process may be writing those.
     for report in sorted(folder.glob("reports/[!.]*.ipynb"), reverse=True):
+        if stems is not None and report.stem not in stems:
+            continue
         cells = nbformat.read(report, as_version=4).cells
         tagged = [cell for cell in cells if "headline" in cell.metadata.get("tags", [])]
         if tagged and not report.stem.endswith(".failed"):
@@ -189,18 +190,24 @@ def write_index(
     cards: Sequence[Mapping[str, Any]],
     intro: str = "",
     problems: "pd.DataFrame | None" = None,
+    fresh: Mapping[str, bool] | None = None,
 ) -> None:
     """Write <folder>/index.html: what the study is, its result in short, its notebooks.
 
     ``intro`` is markdown. ``problems`` has a row for each run that failed or is missing (run,
-    method, seed, reason, ...). The result in short is the ``headline``.
+    method, seed, reason, ...). The result in short is the ``headline``. Where any report is
+    ``fresh`` (as in ``cards``), result and facts are of those that are.
     """
     from .markup import Renderer, page, tidy
 
     renderer = Renderer()
     table = "" if problems is None or problems.empty else problems.to_html(index=False, border=0)
-    manifests = [read_manifest(path) for path in sorted(folder.glob("reports/*.manifest.json"))]
-    stem, cells = headline(folder)
+    stems = {stem for stem, good in (fresh or {}).items() if good} or None
+    found = sorted(folder.glob("reports/*.manifest.json"))
+    manifests = [
+        read_json(path) for path in found if not stems or path.name.partition(".")[0] in stems
+    ]
+    stem, cells = headline(folder, stems)
     text = page(
         renderer,
         "study",
@@ -216,6 +223,7 @@ def write_index(
         links=[
             ("All studies", "../index.html"),
             *((f"Every run as a table ({name})", name) for name in ("runs.csv", "runs.json")),
+            ("The prior taken out, run by run (adjusted.csv)", "adjusted.csv"),
         ],
     )
     write_atomic(folder / "index.html", text)

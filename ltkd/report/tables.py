@@ -243,7 +243,7 @@ def to_reproduce(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
                 gap = prediction(part[metric], len(part))
                 text = "one seed: no interval" if len(part) == 1 else "seeds equal: no interval"
                 if gap.has_width:
-                    text = f"{gap.low:.1f} to {gap.high:.1f}".replace("-", "−")
+                    text = f"{_shown(gap.low, 1)} to {_shown(gap.high, 1)}".replace("-", "−")
                 cells[str(method)][metric + how] = text
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row").fillna("—")
 
@@ -595,7 +595,7 @@ def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
 
 
 def teacher_mass(
-    logits: Any, labels: Any, groups: Any, batch: str, *, size: int = 64, draws: int = 100,
+    logits: Any, labels: Any, groups: Any, batch: str, *, size: int, draws: int = 100,
     temperature: float = 4.0, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Where a teacher's probability goes in batches: the share of each group in percent.
@@ -632,12 +632,13 @@ def teacher_mass(
 
 
 def batches(study: Any, pair: Any) -> pd.DataFrame:
-    """``teacher_mass`` in balanced test and long-tailed training batches, at the first gamma."""
+    """``teacher_mass`` in balanced test and long-tailed training batches, at the first gamma; as
+    many images a batch as LTKD's b is a sum over."""
     (model, _), data = study.teacher(pair), study.data()
     groups, t = data.groups(3), study.temperature
     kinds = {"balanced": (study.logits(model, data.test_images), data.test_labels),
              "long-tailed": study.train_logits(pair)}  # fmt: skip
-    return pd.concat([teacher_mass(logits, labels, groups, kind, temperature=t)
+    return pd.concat([teacher_mass(logits, labels, groups, kind, temperature=t, size=study.batch)
                       for kind, (logits, labels) in kinds.items()], ignore_index=True)  # fmt: skip
 
 
@@ -724,6 +725,61 @@ def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: A
             share = 100 * np.mean(guesses[:, truth == a] == b)
             rows.append({"label": label, "true": GROUPS[a], "predicted": GROUPS[b], "share": share})
     return pd.DataFrame(rows)
+
+
+def class_gains(per_class: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
+    """What each class has more than under ``reference``, within a seed, in points.
+
+    Of ``Study.per_class``, one setting's. Tidy: method, label, seed, rank (0 the largest class),
+    group, count, gain; empty where the reference did not run.
+    """
+    base = per_class[per_class["method"] == reference]
+    if base.empty:
+        return pd.DataFrame()
+    both = per_class[per_class["method"] != reference].merge(
+        base[["seed", "class_id", "accuracy"]], on=["seed", "class_id"], suffixes=("", "_of_it")
+    )
+    ranked = base.drop_duplicates("class_id").sort_values(
+        ["count", "class_id"], ascending=[False, True]
+    )
+    rank = dict(zip(ranked["class_id"], range(len(ranked)), strict=True))
+    both = both.assign(
+        rank=both["class_id"].map(rank), gain=both["accuracy"] - both["accuracy_of_it"]
+    )
+    columns = ["method", "label", "seed", "rank", "group", "count", "gain"]
+    return both[columns].sort_values(["seed", "rank"], kind="stable", ignore_index=True)
+
+
+def border_jumps(gains: pd.DataFrame, width: int = 8) -> pd.DataFrame:
+    """How far ``class_gains`` jump where one group of classes ends and the next begins.
+
+    A jump is the mean gain of the ``width`` largest classes below a border less that of the
+    ``width`` smallest above it, with a t interval over seeds. Beside it the same between classes
+    where no border is, mean and standard deviation over all such places. A row a method, a column a
+    border; empty where a group has fewer than two times ``width`` classes.
+    """
+    if gains.empty or gains.groupby("group")["rank"].nunique().min() < 2 * width:
+        return pd.DataFrame()
+    borders = gains.groupby("group")["rank"].min().iloc[1:].tolist()
+    rows: dict[str, dict[str, str]] = {}
+    for label, part in gains.groupby("label", sort=False):
+        each = part.pivot_table(index="seed", columns="rank", values="gain").to_numpy()
+
+        def jump(at: int, each: np.ndarray = each) -> np.ndarray:
+            return each[:, at : at + width].mean(1) - each[:, at - width : at].mean(1)
+
+        free = [at for at in range(width, each.shape[1] - width + 1)
+                if min(abs(at - border) for border in borders) >= width]  # fmt: skip
+        elsewhere = np.array([jump(at).mean() for at in free])
+        rows[marked(str(label))] = {
+            f"from {above} to {below}": t_interval(jump(at)).difference()
+            for at, above, below in zip(borders, GROUPS, GROUPS[1:], strict=False)
+        } | {
+            "elsewhere": f"{_shown(elsewhere.mean(), 1, '+')} ± {_shown(elsewhere.std(), 1)}"
+            .replace("-", "−"),
+            "seeds": str(len(each)),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def frequency_sentence(per_class: pd.DataFrame) -> Markdown:

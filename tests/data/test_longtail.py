@@ -11,9 +11,11 @@ from ltkd.data import (
     load,
     long_tailed_counts,
     long_tailed_indices,
+    longtail,
     size_of,
     stream,
 )
+from ltkd.params import Images
 
 # gamma -> images, and images of head, medium, tail, as reported for CIFAR-100-LT and Tiny ImageNet.
 REPORTED = {
@@ -41,8 +43,8 @@ def test_counts_equal_the_reported_ones(n_max, classes, gamma):
     assert int(counts[-1]) in (int(n_max / gamma), int(n_max / gamma) - 1)  # int() of a float power
 
 
-@pytest.mark.parametrize("gamma", [0.5, 0.0, -1.0, float("nan")])
-def test_gamma_below_one_is_refused(gamma):
+@pytest.mark.parametrize("gamma", [0.5, 0.0, -1.0, float("nan"), float("inf")])
+def test_gamma_below_one_or_without_an_end_is_refused(gamma):
     with pytest.raises(ValueError, match="at least 1"):
         long_tailed_counts(500, 100, gamma)
 
@@ -55,6 +57,7 @@ def test_the_cut_is_seeded_without_replacement_and_nested():
     assert np.bincount(labels[kept]).tolist() == counts.tolist()
     assert (kept == long_tailed_indices(labels, counts, 0)).all()
     assert not np.array_equal(kept, long_tailed_indices(labels, counts, 1))
+    assert (kept == long_tailed_indices(labels.tolist(), counts, 0)).all()
     smaller = long_tailed_indices(labels, torch.tensor([40, 10, 4, 2, 1]), 0)
     assert set(smaller) <= set(kept)
 
@@ -120,6 +123,37 @@ def test_cifar100_lt_from_the_official_files(cifar100, gamma, total):
     assert data.test_labels.bincount().tolist() == [100] * 100
     assert data.train_labels.bincount(minlength=100).tolist() == data.counts.tolist()
     assert (data.train_images.numpy() == cifar100.train[0][data.indices]).all()
+
+
+@pytest.mark.parametrize("ask", [load, size_of])
+@pytest.mark.parametrize(
+    ("name", "images", "message"),
+    [("folder", None, "'folder': needs images with folder and size"),
+     ("folder", Images(size=64), "'folder': needs images with folder and size"),
+     ("digits", Images(folder="birds", size=64), "images belong to tiny_imagenet, .*, not digits"),
+     ("cifar100", Images(size=32), "images belong to tiny_imagenet, .*, not cifar100")],
+)  # fmt: skip
+def test_images_and_the_set_have_to_go_together(ask, name, images, message):
+    with pytest.raises(DataError, match=message):
+        ask(name, 20.0, images=images)
+
+
+def test_a_set_is_a_line_in_a_notebook():
+    said = "<Digits-LT, gamma 20: 390 training and 596 test images of 10 classes>"
+    assert repr(load("digits", 20.0)) == said
+
+
+def test_an_epoch_at_once_is_what_batches_take(monkeypatch):
+    """A GPU's way, in blocks, and the processor's: the same pixels."""
+    monkeypatch.setattr(longtail, "BLOCK", 100)
+    data = load("digits", 20.0)
+    feed, draw = data.feed(torch.device("cpu")), torch.Generator().manual_seed(0)
+    view = torch.randint(data.views.count, (390,), generator=draw)
+    whole = feed.epoch(view)
+    assert (whole.dtype, whole.shape) == (torch.uint8, data.train_images.shape)
+    index = torch.randperm(390, generator=draw)
+    seen = data.normalise(whole[index], feed.scale)
+    assert torch.equal(seen, feed.take(index, view[index]))
 
 
 def test_normalise_against_the_formula():

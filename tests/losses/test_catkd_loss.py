@@ -74,3 +74,12 @@ def test_errors() -> None:
         ValueError, match=r"teacher_maps has shape \[2, 2, 4, 4\]; .*\[2, 3, H, W\]"
     ):
         criterion(s, t[:, :2])
+    says = "it must be a tensor of a floating dtype"
+    with pytest.raises(ValueError, match=f"student_maps is of type ndarray; {says}"):
+        criterion(s.detach().numpy(), t)
+    with pytest.raises(ValueError, match=rf"student_maps is \[2, 3, 4, 4\] torch.int64; {says}"):
+        criterion(s.long(), t)
+    with pytest.raises(ValueError, match=f"teacher_maps is of type NoneType; {says}"):
+        criterion(s, None)
+    with pytest.raises(ValueError, match="are they swapped"):
+        criterion(t, s)

@@ -1,11 +1,13 @@
 """What holds for every loss on logits: literal loops, gradients, precision, limits, errors."""
 
-from collections.abc import Callable
+import copy
+import pickle
 
 import literal
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltkd.losses import DISTLoss, DKDLoss, KDLoss, LTKDLoss
 from ltkd.losses.common import full_precision
@@ -20,9 +22,20 @@ def targets(batch: int) -> Tensor:
     return torch.arange(batch) * 7 % CLASSES
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+class Labelled(nn.Module):
+    """DKD with labels of its own, so that it is called as the others are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = DKDLoss()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.loss(student, teacher, targets(6 if student is None else len(student)))
+
+
+LOSSES: dict[str, nn.Module] = {
     "kd": KDLoss(),
-    "dkd": lambda s, t: DKDLoss()(s, t, targets(len(s))),
+    "dkd": Labelled(),
     "dist": DISTLoss(),
     "ltkd": LTKDLoss(GROUPS),
     "ltkd_biased": LTKDLoss(GROUPS, rebalance=False),
@@ -251,6 +264,53 @@ def test_low_precision_is_raised_first(loss, dtype: torch.dtype) -> None:
     assert mixed.dtype == torch.float64
 
 
+WRONG = {
+    "an array": (np.zeros((6, CLASSES)), "of type ndarray"),
+    "a list": ([[0.0] * CLASSES] * 6, "of type list"),
+    "nothing": (None, "of type NoneType"),
+    "whole numbers": (torch.zeros(6, CLASSES, dtype=torch.int64), r"\[6, 10\] torch.int64"),
+    "yes and no": (torch.zeros(6, CLASSES, dtype=torch.bool), r"\[6, 10\] torch.bool"),
+}
+
+
+@each_loss
+@pytest.mark.parametrize("case", WRONG)
+def test_kinds_are_checked(loss, case: str) -> None:
+    wrong, given = WRONG[case]
+    says, right = f"{given}; it must be a tensor of a floating dtype", torch.zeros(6, CLASSES)
+    with pytest.raises(ValueError, match=f"student_logits is {says}"):
+        loss(wrong, right)
+    with pytest.raises(ValueError, match=f"teacher_logits is {says}"):
+        loss(right, wrong)
+
+
+@each_loss
+def test_swapped_arguments_are_noticed(loss) -> None:
+    student, teacher = logits()
+    with pytest.raises(ValueError, match="are they swapped"):
+        loss(teacher, student)
+    with torch.no_grad():  # where nothing is trained, they may well be
+        assert loss(teacher, student).isfinite()
+
+
+@each_loss
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda loss: torch.compile(loss, backend="eager", fullgraph=True),
+        copy.deepcopy,
+        lambda loss: pickle.loads(pickle.dumps(loss)),
+    ],
+    ids=["compiled", "copied", "pickled"],
+)
+def test_compiled_copied_and_pickled_it_is_the_same(loss, other) -> None:
+    student, teacher = logits()
+    value, same = loss(student, teacher), other(loss)(student, teacher)
+    assert torch.equal(value, same)
+    one, two = (torch.autograd.grad(x, student)[0] for x in (value, same))
+    assert torch.equal(one, two)
+
+
 @each_loss
 def test_shapes_are_checked(loss) -> None:
     with pytest.raises(ValueError, match=r"student_logits has shape \[0, 10\]"):
@@ -267,6 +327,7 @@ def test_shapes_are_checked(loss) -> None:
         (torch.zeros(5, dtype=torch.int64), r"targets is \[5\] torch.int64; it must be \[6\]"),
         (torch.zeros(6), r"targets is \[6\] torch.float32"),
         (torch.zeros(6, 1, dtype=torch.int64), r"targets is \[6, 1\]"),
+        ([0] * 6, r"targets is of type list; it must be \[6\] integer labels"),
     ],
 )
 def test_dkd_checks_its_targets(labels: Tensor, message: str) -> None:

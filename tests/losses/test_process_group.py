@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ltkd.losses import LTKDLoss
+from ltkd.losses import DISTLoss, LTKDLoss
 
 GROUPS = [0, 0, 1, 1, 1, 2]
 
@@ -30,6 +30,13 @@ def worker(rank: int, folder: str) -> None:
     local = LTKDLoss(GROUPS)(student, teacher)  # no collective without a process group
     torch.save((shared.detach(), local.detach(), student.grad), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("other", [True, "gloo", 0, dist.GroupMember.NON_GROUP_MEMBER])
+def test_what_is_no_process_group_is_refused(other) -> None:
+    for make in (DISTLoss, lambda **given: LTKDLoss(GROUPS, **given)):
+        with pytest.raises(ValueError, match=f"process_group is {other!r}; it must be a torch.dis"):
+            make(process_group=other)
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")

@@ -200,8 +200,15 @@ def test_errors() -> None:
         criterion(student[:1], teacher)
     with pytest.raises(ValueError, match=r"teacher_features\[0\] has shape \[2, 2, 3, 3\]"):
         criterion(student, [teacher[0][..., :3, :3], teacher[1]])
-    with pytest.raises(ValueError, match=r"a feature has shape \[0, 4\]"):
+    with pytest.raises(ValueError, match=r"student_features\[1\] has shape \[0, 4\]"):
         criterion([x[:0] for x in student], [x[:0] for x in teacher])
+    says = "it must be a tensor of a floating dtype"
+    with pytest.raises(ValueError, match=rf"student_features\[1\] is of type ndarray; {says}"):
+        criterion([student[0], student[1].numpy()], teacher)
+    with pytest.raises(ValueError, match=rf"teacher_features\[0\] is .* torch.bool; {says}"):
+        criterion(student, [teacher[0] > 0, teacher[1]])
+    with pytest.raises(ValueError, match="teacher_features is of type NoneType; it must be a list"):
+        criterion(student, None)
     one = [x[:1] for x in student], [x[:1] for x in teacher]
     with pytest.raises(ValueError, match=r"student_features\[1\] has .*a batch of 2 or more"):
         criterion(*one)

@@ -247,6 +247,23 @@ def test_groups_have_the_same_colours_everywhere():
     assert "tail\n2 classes\n5 images" in texts(figure)
 
 
+def test_each_group_has_a_line_of_its_own():
+    # 3 points up at each border and a point a class down: the lines are the marks.
+    rank = np.arange(48)
+    one = pd.DataFrame({"rank": rank, "group": rank // 16, "gain": 3.0 * (rank // 16) - rank})
+    two = [one.assign(seed=seed, gain=one["gain"] + seed) for seed in (-1, 1)]
+    gains = pd.concat(two).assign(method="ltkd", label="LTKD")
+    (axes,) = (figure := figures.class_gains(gains)).axes
+    lines = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 16]
+    for g, (marks, fit) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+        own = rank[16 * g : 16 * g + 16]
+        np.testing.assert_allclose(marks, np.stack([own + 1, 3.0 * g - own], 1))
+        np.testing.assert_allclose(fit, marks, atol=1e-9)
+    borders = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert borders == [16.5, 32.5]
+    assert "head | medium | tail" in texts(figure)
+
+
 def test_the_other_figures():
     reported = paper.reported("group_count")
     frame = pd.concat([runs(["ltkd"]).assign(n_groups=n) for n in (1, 3, 10)])

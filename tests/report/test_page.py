@@ -352,6 +352,38 @@ def test_index_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "NaN in epoch 3" in text
 
 
+def test_reports_of_other_parameters_are_told_from_those_that_are_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, folder = study(tmp_path, monkeypatch), tmp_path / "study"
+    (folder / "reports" / "03_a.html").write_text("x")
+    (folder / "reports" / "03_a.manifest.json").write_text('{"seconds": 5, "seeds": [7]}')
+
+    def index(**fresh: bool) -> tuple[list[str], Any]:
+        cards = page.cards(folder, sources, fresh)
+        page.write_index(folder, title="A & B", cards=cards, fresh=fresh)
+        soup = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
+        return [card["status"] for card in cards], soup
+
+    def seeds(soup: Any) -> str:
+        return str(soup.find("dt", string="Seeds").find_next("dd").get_text())
+
+    states, soup = index(**{"03_a": True, "04_b": False, "06_summary": False})
+    assert states == ["done", "failed", "outdated"]
+    assert seeds(soup) == "7"
+    assert not soup.select(".headline")
+    (note,) = soup.select(".status.outdated")
+    assert note.get_text() == "Of other parameters, runs or code"
+    states, soup = index(**{"03_a": False, "04_b": False, "06_summary": True})
+    assert states == ["outdated", "failed", "done"]
+    assert seeds(soup) == "0, 1"
+    assert soup.select(".headline")
+    states, soup = index(**{"03_a": False, "04_b": False, "06_summary": False})
+    assert states == ["outdated", "failed", "outdated"]
+    assert seeds(soup) == "0, 1, 7"  # of none: what there is
+    assert soup.select(".headline")
+
+
 def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = page.cards(tmp_path / "study", study(tmp_path, monkeypatch))
     page.write_index(tmp_path / "study", title="A & B", cards=cards)

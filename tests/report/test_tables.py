@@ -45,6 +45,8 @@ def test_a_prediction_is_for_new_seeds():
     # As above, and m = 3 new seeds scatter as much again: half-width 4.30265 sqrt(1/3 + 1/3).
     found = tables.prediction([1.0, 2.0, 3.0], 3)
     assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
+    one = tables.prediction([1.0, 2.0, 3.0], 1)  # a single new seed: sqrt(1/3 + 1)
+    assert one.high - one.mean == pytest.approx(4.96827, abs=1e-4)
     both = runs({"kd": [1.0, 2.0, 3.0], "ltkd": [1.0, 2.0, 3.0]})
     after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4, label="")
     stated = tables.to_reproduce(both, after[after["run"] != both["run"].iloc[-1]])
@@ -235,6 +237,41 @@ def test_frequency_and_accuracy_by_hand():
     assert "−0.80 over 4 classes, head − tail −30.0 points" in second  # 50 - (70 + 90) / 2
 
 
+def per_class(gain) -> pd.DataFrame:
+    """48 classes of 16 a group, in an order that is not that of their sizes; KD with weights 1 and
+    1 has 50 + 5 times the seed everywhere, LTKD ``gain(rank, seed)`` more."""
+    order = np.random.default_rng(0).permutation(48)  # rank of each class
+    return pd.DataFrame([
+        {"method": method, "label": label, "seed": seed, "class_id": c, "count": 480 - 10 * rank,
+         "group": rank // 16, "accuracy": 50 + 5 * seed + more * gain(rank, seed)}
+        for method, label, more in (("kd_ce1", "KD, weights 1 and 1", 0), ("ltkd", "LTKD", 1))
+        for seed in (0, 1) for c, rank in enumerate(order)
+    ])  # fmt: skip
+
+
+def test_a_jump_at_a_border_is_told_from_a_slope():
+    # 2 points up at the first border in one seed, 4 in the other, 8 down at the second in both, and
+    # half a point a class down everywhere: a jump is of means 8 classes apart, so 4 points less.
+    def steps(rank: int, seed: int) -> float:
+        return (2 + 2 * seed) * (rank >= 16) - 8 * (rank >= 32) - rank / 2
+
+    gains = tables.class_gains(per_class(steps))
+    assert gains["rank"].tolist() == [*range(48)] * 2
+    assert gains["gain"].tolist()[14:18] == [-7, -7.5, -6, -6.5]
+    (row,) = tables.border_jumps(gains).to_dict("records")
+    half = 12.7062 / 2**0.5 * 2**0.5  # t(0.975, 1), of two seeds 2 apart
+    first = f"−1.0 [−{1 + half:.1f}, {half - 1:.1f}]"
+    assert row == {"from head to medium": first, "from medium to tail": "−12.0 (2, equal)",
+                   "elsewhere": "−4.0 ± 0.0", "seeds": "2"}  # fmt: skip
+
+
+def test_borders_of_small_groups_are_not_looked_at():
+    gains = tables.class_gains(per_class(lambda rank, seed: 0.0))
+    assert tables.border_jumps(gains, width=9).empty
+    without = per_class(lambda rank, seed: 0.0).query("method == 'ltkd'")
+    assert tables.border_jumps(tables.class_gains(without)).empty
+
+
 def test_two_sides_are_compared_one_by_one():
     table = tables.identities({
         "below": ([1.0, 2.0], [1.5, 2.25]), "above": ([1.5, 2.25], [1.0, 2.0]),
@@ -412,7 +449,7 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     })()  # fmt: skip
     study = type("S", (), {
         "parameters": type("P", (), {"gammas": [100.0]}), "schedule": "steps",
-        "pairs": [pair], "temperature": 1.0, "results": lambda self, part: parts[part],
+        "pairs": [pair], "temperature": 1.0, "batch": 64, "results": lambda self, part: parts[part],
         "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
         # Twice the logit in the head, a little more of it from image to image.
         "logits": lambda self, model, images: (
@@ -439,6 +476,27 @@ def adjusted() -> pd.DataFrame:
         runs({"balanced_softmax": [55.0, 55.0]}, tau=1.0, as_trained=True, label="BS"),
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def test_the_headline_says_which_number_is_the_tail_s():
+    both = runs({"kd": [50.0, 52.0], "ltkd": [53.0, 56.0]})
+    both.loc[both["method"] == "ltkd", "tail"] += 10
+    text = claims.headline(Setting("digits", 1.0, "a", "b", 1), both).data
+    assert "**LTKD − KD** is +13.5 [" in text
+    assert "points on the tail (" in text.split("; ")[0]
+    assert " and +3.5 [" in text.split(" on the tail (")[1]
+
+
+def test_the_paper_s_pattern_is_tested_in_our_cells():
+    cells = {"baseline": [50.0, 50.5], "cross_biased": [48.0, 49.5], "cross_rebalanced": [51.0, 52],
+             "within_only": [53.0, 53.5], "cross_and_within": [58.0, 58.7]}  # fmt: skip
+    own = runs(cells)
+    table = claims.ablation_pattern(own.assign(variant=own["method"], method="ltkd"))
+    # Together 8 and 8.2, apart 1 + 3 and 1.5 + 3: 4 and 3.7 more.
+    assert [text.split(" [")[0] for text in table["points"]] == ["+1.5", "−1.2", "+3.9", "+3.9"]
+    assert table["verdict"].tolist()[2:] == ["confirmed"] * 2
+    some = own[own["method"] != "baseline"]
+    assert claims.ablation_pattern(some.assign(variant=some["method"])).empty
 
 
 def test_the_prior_removed_is_a_method_of_its_own():
