@@ -6,6 +6,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+GROUPS = ("head", "medium", "tail")  # of the three default groups
+
 
 def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
     """Groups of near-equal size by rank: group k starts at rank floor((2 k C + n) / (2 n)).

@@ -232,6 +232,7 @@ class RunSpec(_Strict):
     method_args     over the method's defaults, which are written out: `ltkd methods` lists them
     groups          class groups, of LTKD's methods alone; else None
     batch, lr       images a step; rate at the schedule's peak, see ``peak_lr`` for slow learners
+    schedule        left out it is steps, and eval_every 1: a study's defaults are other ones
     Raises pydantic's ValidationError, a ValueError, where they do not go together.
     """
 

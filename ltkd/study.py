@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import files, pool
 from .curves import TAUS, adjusted_counts, has_curve, known_counts
 from .data import DataError, LongTailed, Size, load, resolve, size_of
-from .groups import class_groups
+from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
 from .params import (
     RECIPES,
@@ -44,7 +44,7 @@ from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
 CURVE = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained", "all",
-         "head", "medium", "tail"]  # fmt: skip
+         *GROUPS]  # fmt: skip
 """Columns of ``Study.adjusted``"""
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 
@@ -393,7 +393,7 @@ class Study:
         total = np.asarray(about["test_counts"])
         groups = class_groups(about["counts"]).numpy()
         out = {"all": 100 * float(correct.sum() / total.sum())}
-        for k, name in enumerate(("head", "medium", "tail")):
+        for k, name in enumerate(GROUPS):
             out[name] = 100 * float((correct / total)[groups == k].mean())
         return out
 

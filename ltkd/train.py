@@ -1,7 +1,8 @@
 """One training run: a plain step, a schedule that is a function of the step, and exact resume.
 
 No random state needs saving: initialisation, order and views are streams of their own, addressed by
-(seed, epoch). What a checkpoint holds is the weights, the momentum, the step and the history.
+(seed, epoch). What a checkpoint holds is the weights (an objective's, too), the momentum, where the
+run is and the sums of its epoch.
 """
 
 import json
@@ -194,7 +195,7 @@ class Trained:
 
 @dataclass
 class _Position:
-    """Where a run is; with the weights and the momentum this is all of a checkpoint."""
+    """Where a run is, for a checkpoint and its record."""
 
     step: int = 0
     seconds: float = 0.0

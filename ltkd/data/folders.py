@@ -152,7 +152,7 @@ class _Batches(Dataset[Any]):
 
 
 class Listing(NamedTuple):
-    """classes: sorted folder names; names: the same for people; parts: (path, bytes, label)."""
+    """classes: sorted folder names; names: for people; train, test: (path, bytes, label)."""
 
     classes: list[str]
     names: list[str]

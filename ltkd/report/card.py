@@ -66,10 +66,11 @@ def write_card(study: Study) -> Path:
     """<study>/best/: model.safetensors and README.md, of the method with the best mean accuracy.
 
     Among the methods of the first gamma of which every seed is there; no run is made. Raises
-    ParameterError where there is none.
+    ParameterError where there is none, FileNotFoundError where its network is not kept, DataError
+    where the data is absent.
     """
     p = study.parameters
-    found = [study.row_of(method) for method in dict.fromkeys(p.methods)]
+    found = [study.row_of(method) for method in p.methods]
     specs = [spec for some, _ in found for spec in some if spec.gamma == p.gammas[0]]
     records = {record.run: record for spec in specs if (record := study.store.get(spec))}
     own = [rows[rows["run"].isin(records)] for _, rows in found if len(rows)]

@@ -20,13 +20,13 @@ from IPython.display import Markdown
 from scipy import stats
 
 from ..files import many
+from ..groups import GROUPS
 from ..methods import METHODS
 from . import paper
 from .paper import Setting
 
 LEVEL = 0.95
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-GROUPS = ("head", "medium", "tail")
 METRICS = ("all", *GROUPS)
 BEST = "all, best test epoch †"
 LABELS = {name: method.label for name, method in METHODS.items()} | {
