@@ -94,7 +94,7 @@ class Table:
         return True
 
     def read(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Answers of the rows ``place`` [N], [N, C] or [N, C, r, r], and which of them are filled."""
+        """Answers of the rows ``place`` [N], [N, C] or [N, C, r, r], and which are filled."""
         rows = self.rows[place]
         good = rows["check"] == self._checks(rows["answer"], place)
         torn = int((~good & (rows["check"] != 0)).sum())
