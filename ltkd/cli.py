@@ -2,7 +2,8 @@
 
 Exit codes: 0 all is done; 1 a run or a notebook failed, results cannot be written, or `reproduce`
 found others; 2 a wrong parameter, or data is missing; 75 the budget ended first; 130 or 143
-interrupted; 141 what reads the output went away. After 75, 130 and 143 the same command goes on.
+interrupted; 141 what reads the output went away. After 75, 130, 141 and 143 the same command goes
+on.
 """
 
 import argparse

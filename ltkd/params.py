@@ -561,7 +561,6 @@ def check(model: type[_Strict], values: dict[str, Any], source: str = "parameter
         for item in error.errors():
             where, given = item["loc"], item["input"]
             key = ".".join(str(part) for i, part in enumerate(where) if i < 2 or part not in _BRANCHES)
-            owners = [m.name for m in METHODS.values() if where[:1] == ("method_args",) and where[1:] in [(a,) for a in m.args]]
             last = next(reversed(found), None)
             if last and key.startswith(f"{last}."):  # but a list's own entry says more
                 del found[last]
@@ -570,8 +569,8 @@ def check(model: type[_Strict], values: dict[str, Any], source: str = "parameter
                 line = f"{key}: unknown key.{nearest(str(where[-1]), inner.model_fields)}"
             elif item["type"] == "missing":
                 line = f"{key}: missing; it has no default"
-            elif owners:
-                line = f"{key} = {given!r}: a method's name should stand above it, such as {{{owners[0]}: {{{where[1]}: {given!r}}}}}"
+            elif where[:1] == ("method_args",) and where[1:] in [(arg,) for arg in METHODS["ltkd"].args]:
+                line = f"{key} = {given!r}: a method's name should stand above it, such as {{ltkd: {{{where[1]}: {given!r}}}}}"
             else:
                 text = item["msg"].removeprefix("Value error, ")
                 words = re.findall("'(.+?)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else []

@@ -354,7 +354,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     feed = data.feed(device)
     here = [torch.cuda.get_device_name() if gpu else "cpu",
             files.hardware() + (", bf16 by fp32" if by_fp32(spec, device) else ""),
-            code["commit"], files.versions()["torch"]]  # fmt: skip
+            code["commit"], files.versions()["torch"], "dirty" * bool(code["dirty"])]  # fmt: skip
     teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:
         # By its bytes: the answers of a teacher that was trained anew are other answers.
@@ -402,12 +402,12 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     if parallel.rank():
         return
     # A run that was cut may have gone on elsewhere, or by other code.
-    where, machines, commits, torches = (
+    where, machines, commits, torches, *dirty = (
         "; ".join(dict.fromkeys(filter(None, part))) for part in zip_longest(*trainer.at.machines)
     )
     values |= {
         "device": where, "hardware": machines,
-        "code": code | {"commit": commits or None},
+        "code": code | {"commit": commits or None, "dirty": any(dirty) or code["dirty"]},
         "versions": files.versions() | {"torch": torches},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -28,6 +28,7 @@ from .methods import ABLATIONS, METHODS, Args
 from .params import (
     RECIPES,
     Images,
+    ParameterError,
     RunSpec,
     Source,
     StudyParameters,
@@ -46,6 +47,7 @@ PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
 CURVE = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained", "all",
          *GROUPS]  # fmt: skip
 """Columns of ``Study.adjusted``"""
+NOT_MADE = "not made yet"  # the reason of a run that was not tried
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 
 
@@ -252,11 +254,20 @@ class Study:
         return out
 
     def as_is(self, specs: Sequence[RunSpec]) -> pool.Outcome:
-        """``there``; what is left counts as failed from now on, so that no page makes it."""
+        """``there``; what is left counts as failed from now on, so that no page makes it.
+
+        Raises ParameterError where a teacher is among it: every page speaks of the teachers.
+        """
         out = self.there(specs)
         known = out.records.keys() | out.failed.keys()
         out.left = [s for s in pool.with_teachers(specs) if pool.identity(s) not in known]
-        holes = {pool.identity(spec): f"{spec.title}: not made yet" for spec in out.left}
+        gone = [spec for spec in out.left if spec.method == "teacher"]
+        if gone and out.records:
+            raise ParameterError(
+                f"{self.name}: {gone[0].title} is not there, of which its pages speak; leave its "
+                f"pair or gamma out, or make it: --run {pool.identity(gone[0])}"
+            )
+        holes = {pool.identity(spec): f"{spec.title}: {NOT_MADE}" for spec in out.left}
         self._noted(replace(out, failed=out.failed | holes), specs)
         return out
 
@@ -288,13 +299,7 @@ class Study:
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
         again = [spec for _, spec in items if pool.identity(spec) not in self._failed]
-        # A student may be there without its teacher, which is not to be made for that.
-        alone = [s for s in again if s.teacher and pool.identity(s.teacher_spec) in self._failed]
-        apart = {pool.identity(spec) for spec in alone}
-        again = [spec for spec in again if pool.identity(spec) not in apart]
         records = self.make(again, quiet=True).records
-        if alone:
-            records = records | self._noted(self.there(alone), alone).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
 
@@ -602,9 +607,13 @@ class Study:
     def inputs(self, notebook: str) -> str:
         """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
-        records = [self.store.get(spec) for spec in self.runs()]
-        found = [[record.values["sha256"], has_curve(self.store, record)] if record else ""
-                 for record in records]  # fmt: skip
+        found: list[Any] = []
+        for spec in self.runs():
+            if record := self.store.get(spec):
+                found.append([record.values["sha256"], has_curve(self.store, record)])
+            else:  # a page names its holes
+                reason = self._failed.get(pool.identity(spec), {}).get("reason")
+                found.append("" if reason is None else reason.endswith(NOT_MADE))
         return files.sha256(files.canonical([
             files.sha256(source) if source.exists() else "", files.library_sha256(),
             self.parameters.model_dump(exclude={"data_root", "device"}),

@@ -201,8 +201,8 @@ class _Position:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     machines: list[list[str]] = field(default_factory=list)
-    """(device, hardware, commit, torch) of those that had a part in it, in order; older checkpoints
-    have the first two"""
+    """(device, hardware, commit, torch, whether the code was changed) of those that had a part in
+    it, in order; older checkpoints have the first two"""
 
 
 def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:

@@ -309,22 +309,27 @@ def test_reports_as_is_of_no_run_at_all_are_refused(tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-def test_students_whose_teacher_is_gone_are_shown_and_it_is_not_made(copied, made, monkeypatch):
+def test_without_a_teacher_there_are_no_pages(copied, made, capsys):
     path, folder = copied
     next((folder / "teachers").iterdir()).unlink()
+    assert cli.main(["run", str(path), "--outputs", str(folder.parent), "--as-is"]) == 2
+    (name,) = of(made, "teacher")
+    told = capsys.readouterr().err
+    assert "teacher resnet20 gamma 20 seed 0 is not there" in told
+    assert told.endswith(f"--run {name}\n")
+
+
+def test_a_hole_that_was_tried_since_is_another_page(copied, made):
+    path, folder = copied
+    (name,) = of(made, "kd")
+    (folder / "runs" / name).rename(folder / "away")
     study = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
-    monkeypatch.setattr("ltkd.pool.ProcessPoolExecutor", None)
-    out = study.as_is(study.runs())
-    assert [spec.method for spec in out.left] == ["teacher"]
-    assert set(study.results("distillation")["method"]) == {"student", "kd"}
-    assert study.results("teachers").empty
-    assert study.missing()["run"].tolist() == of(made, "teacher")
-    build.write_runs(study)
-    (folder.parent / "failed.json").write_text(study.failed)
-    monkeypatch.setenv("LTKD_FAILED", str(folder.parent / "failed.json"))
-    page = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
-    assert len(page.results("distillation")) == 2
-    assert len(page.manifest("03_distillation")["records"]) == 2
+    seen = [study.inputs("03_distillation")]
+    study.as_is(study.runs())
+    seen.append(study.inputs("03_distillation"))
+    study._failed[name]["reason"] = "kd: out of memory"
+    seen.append(study.inputs("03_distillation"))
+    assert len(set(seen)) == 3
 
 
 def test_a_run_that_comes_in_time_is_no_hole_of_the_pages(copied, made):

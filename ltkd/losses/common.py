@@ -73,10 +73,12 @@ def logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, 
 
 
 def raised(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one dtype, at least float32 (float64 stays); the teacher detached."""
+    """Both in one dtype, at least float32 (float64 stays); the teacher detached. ValueError where
+    they look swapped: nothing would be learned, and nothing would say so."""
     if torch.is_grad_enabled() and teacher.requires_grad and not student.requires_grad:
         raise ValueError("the teacher's tensor needs a gradient and the student's does not; are "
-                         "they swapped? The student's comes first")  # fmt: skip
+                         "they swapped? The student's comes first. If not, detach the teacher's"
+                         )  # fmt: skip
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return student.to(dtype), teacher.detach().to(dtype)
 

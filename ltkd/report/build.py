@@ -84,7 +84,8 @@ def write_runs(study: Study) -> None:
     """runs.csv and runs.json: a row a run and part, the tidy table that the notebooks draw from.
 
     Finished runs of the folder that are not of these parameters follow, with no part. adjusted.csv:
-    a row a run of these and tau, its accuracies with the prior taken out, where they are known.
+    a row a run of these and tau, its accuracies with the prior taken out, where they are known by
+    now; what a run is, runs.csv says.
     """
     frames = [study.results(part).assign(part=part) for part in PARTS]
     frames.append(study.others().assign(part=""))

@@ -763,7 +763,7 @@ def border_jumps(gains: pd.DataFrame, width: int = 8) -> pd.DataFrame:
     borders = gains.groupby("group")["rank"].min().iloc[1:].tolist()
     rows: dict[str, dict[str, str]] = {}
     for label, part in gains.groupby("label", sort=False):
-        each = part.pivot_table(index="seed", columns="rank", values="gain").to_numpy()
+        each = part.pivot(index="seed", columns="rank", values="gain").to_numpy()
 
         def jump(at: int, each: np.ndarray = each) -> np.ndarray:
             return each[:, at : at + width].mean(1) - each[:, at - width : at].mean(1)
