@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -183,6 +184,17 @@ def test_a_readme_names_only_what_is_there(folder):
         assert (ROOT / folder / path).exists(), path
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_the_readmes_pictures_are_those_of_the_pages():
+    pictures = re.findall(r'<img src="([^"]+)"', (ROOT / "README.md").read_text())
+    assert len(pictures) == 2
+    pages = (ROOT / "outputs/cifar100_lt/reports").glob("0*.ipynb")
+    cells = [cell for page in pages for cell in nbformat.read(page, as_version=4).cells]
+    shown = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
+    drawn = {data["image/svg+xml"] for data in shown if "image/svg+xml" in data}
+    for name in pictures:
+        assert (ROOT / name).read_text() in drawn, name
 
 
 def test_every_parameter_file_is_described():
