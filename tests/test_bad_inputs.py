@@ -190,7 +190,7 @@ PARAMETERS = {
     "an argument without its method": (
         "method_args: {temperature: 2}",
         "method_args.temperature = 2: a method's name should stand above it, such as "
-        "{kd: {temperature: 2}}",
+        "{ltkd: {temperature: 2}}",
     ),
     "a number for a method's arguments": ("method_args: {kd: 2}", "input should be a valid dict"),
     "a method in capitals": ("methods: [KD]", "unknown method in methods: 'KD'. Did you mean 'kd'"),

@@ -598,17 +598,20 @@ def test_the_committed_table_is_that_of_the_records(folder):
 
 def test_the_committed_records_saw_the_images_of_their_split(cifar100):
     cases = [item for folder in COMMITTED for item in read(folder).items()]
-    sets = {(v["spec"]["split_seed"], v["spec"].get("holdout", 0)) for _, v in cases}
-    drawn = {}
-    for split_seed, holdout in sets:
-        data = load_data("cifar100", 100.0, split_seed=split_seed, holdout=holdout)
+
+    def which(spec):
+        return spec["gamma"], spec["split_seed"], spec.get("holdout", 0)
+
+    sets, drawn = {which(values["spec"]) for _, values in cases}, {}
+    for one in sets:
+        data = load_data("cifar100", one[0], split_seed=one[1], holdout=one[2])
         digest = hashlib.sha256(data.indices.astype("<i8").tobytes()).hexdigest()
-        drawn[split_seed, holdout] = digest, data.counts.tolist(), data.test_labels.numpy()
+        drawn[one] = digest, data.counts.tolist(), data.test_labels.numpy()
     assert len({digest for digest, *_ in drawn.values()}) == len(sets)
     for place, values in cases:
         spec, about = values["spec"], values["data"]
-        assert (spec["dataset"], spec["gamma"]) == ("cifar100", 100.0)
-        split, counts, truth = drawn[spec["split_seed"], spec.get("holdout", 0)]
+        assert spec["dataset"] == "cifar100"
+        split, counts, truth = drawn[which(spec)]
         assert (about["split_sha256"], about["counts"]) == (split, counts)
         assert about["test_counts"] == np.bincount(truth).tolist()
         if values["status"] == "done":
