@@ -507,6 +507,8 @@ def held_out_rows():
     and less themselves as trained; LTKD less KD from an adjusted teacher; and that KD one and two
     steps of τ further, which the test images alone say."""
     chosen = held_out_tau()
+    named = {method: f"{tables.marked(tables.LABELS.get(method, method))}, τ = {tau:g}"
+             for method, tau in chosen.items()}  # fmt: skip
     for schedule, adjusted in (
         ("240 epochs", full()[1]), ("240 epochs, VGG8", full(VGG)[1]),
         ("30 epochs", with_settings()), ("30 epochs, second split", with_settings(SECOND)),
@@ -520,25 +522,21 @@ def held_out_rows():
 
         kd, tau = "KD, weights 1 and 1 (ours)", chosen["kd_ce1"]
         for method in ("ltkd", SHARP, "LTKD, alpha 4", "kd_adjusted", ADJUSTED):
-            name = f"{tables.marked(tables.LABELS.get(method, method))}, τ = {chosen[method]:g}"
             for than, of in (
-                (f"{kd}, τ = {tau:g}", at("kd_ce1", tau)), ("as trained", at(method)),
+                (named["kd_ce1"], at("kd_ce1", tau)), ("as trained", at(method)),
             ):  # fmt: skip
                 gaps = (at(method, chosen[method]) - of).dropna()
                 if len(gaps) > 1:
-                    yield over_seeds(schedule, f"{name} − {than}", gaps)
+                    yield over_seeds(schedule, f"{named[method]} − {than}", gaps)
         for method, other in (("ltkd", "kd_adjusted"), (SHARP, ADJUSTED)):
             gaps = (at(method, chosen[method]) - at(other, chosen[other])).dropna()
             if len(gaps) > 1:
-                names = (f"{tables.marked(tables.LABELS.get(m, m))}, τ = {chosen[m]:g}"
-                         for m in (method, other))  # fmt: skip
-                yield over_seeds(schedule, " − ".join(names), gaps)
+                yield over_seeds(schedule, f"{named[method]} − {named[other]}", gaps)
         further = at("kd_ce1", 1.25) - at("kd_ce1", 1)
         yield over_seeds(schedule, f"{kd}, τ = 1.25 − τ = 1", further)
         for tau in (1.25, 1.5) if schedule.startswith("240") else ():
             gaps = at("ltkd", chosen["ltkd"]) - at("kd_ce1", tau)
-            name = f"{tables.LABELS['ltkd']}, τ = {chosen['ltkd']:g}"
-            yield over_seeds(schedule, f"{name} − {kd}, τ = {tau:g}", gaps)
+            yield over_seeds(schedule, f"{named['ltkd']} − {kd}, τ = {tau:g}", gaps)
 
 
 STEPPED = (  # of each study: what its students are called in runs.csv
