@@ -225,16 +225,16 @@ def _notebooks(only: str | None) -> list[Path]:
 
 
 def _study(given: argparse.Namespace) -> tuple["Study", dict[str, Any]]:
-    values, source = read_study(given.parameters), str(given.parameters)
+    values, keys = read_study(given.parameters), [key for key, _ in given.p]
     for key, text in given.p:
-        if f"{source} ".count(f" -p {key} "):
+        if keys.count(key) > 1:
             raise ParameterError(f"-p {key}: stands there twice; keep one")
-        source += f" -p {key}"
         values[key] = parse_yaml(text, f"-p {key} {text!r}")
+    source = " -p ".join([str(given.parameters), *keys])
     check(Parameters, values, source)
     from .study import Study
 
-    root = getattr(given, "data_root", None) or values.pop("data_root", None)
+    root = given.data_root or values.pop("data_root", None)
     if root:
         values["data_root"] = str(Path(root).expanduser().resolve())
     return Study(outputs=given.outputs, source=source, **values), values
@@ -322,7 +322,7 @@ def _train(given: argparse.Namespace) -> int:
     from .pool import make, together, with_teachers
     from .runs import Store, pick_device
 
-    pick_device(given.device)
+    device = pick_device(given.device)
     store = Store(outputs_root(given.outputs) / given.spec.stem)
     root = str(given.data_root) if given.data_root else None
     from .data import load, resolve
@@ -335,7 +335,7 @@ def _train(given: argparse.Namespace) -> int:
     stop = Stop(given.budget, given.began)
     options: dict[str, Any] = {"device": given.device, "data_root": root, "stop": stop}
     if TORCHRUN:
-        parallel.join(pick_device(given.device))
+        parallel.join(device)
         out = together(spec, store, **options)
     else:
         out = make([spec], store, jobs=1, **options)
@@ -368,7 +368,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
     from .pool import with_teachers
-    from .report.tables import REMOVED, prediction, prior_removed
+    from .report.tables import as_stated, prediction
     from .study import Study
 
     specs, stated = study.row_of(given.row)
@@ -391,14 +391,12 @@ def _reproduce(given: argparse.Namespace) -> int:
         print(f"{before} of {many(specs, 'run')} made before this call; to make them anew, remove "
               f"{anew.folder}")  # fmt: skip
     inside, rows = not out.reasons, anew.row_of(given.row)[1]
-    after = [prior_removed(one.adjusted_row(given.row)) for one in (anew, study)]
+    new_curves, old_curves = (one.adjusted_row(given.row) for one in (anew, study))
     for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
-        both = {"": (made, expected)}
-        own = [part[part["run"].isin(expected["run"])] for part in after]
-        if len(own[0]) == len(made) and len(own[1]) == len(expected):  # the curves of all are known
-            both[REMOVED] = own[0], own[1]
-        for (how, (new, old)), metric in product(both.items(), ("all", "tail")):
+        news, olds = as_stated(made, new_curves), as_stated(expected, old_curves)
+        for how, metric in product((how for how in news if how in olds), ("all", "tail")):
+            new, old = news[how], olds[how]
             gap, mean = prediction(old[metric], len(new)), new[metric].mean()
             where = f"{given.row}{how}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
             if not gap.has_width:

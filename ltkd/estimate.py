@@ -54,7 +54,7 @@ def stand_in(spec: RunSpec, about: Size, device: torch.device) -> Trainer:
             teacher.rows = torch.from_numpy(told).to(device)[some]
     objective = initial_objective(spec, data, model)
     trainer = Trainer(spec, data, objective, teacher, feed, Path("no checkpoint"))
-    if on_the_fly(spec.dataset, spec.images) or spec.processes > 1:
+    if on_the_fly(spec.dataset, spec.images):
         trainer.recorded = None  # nor is the run's own step
     trainer.look(torch.zeros(n, dtype=torch.long))
     return trainer

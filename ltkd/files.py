@@ -221,6 +221,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def chunks(items: Any, n: int) -> list[Any]:
+    """``items`` in slices of n, the last one perhaps shorter."""
+    return [items[i : i + n] for i in range(0, len(items), n)]
+
+
 def many(things: Sized | int, what: str) -> str:
     """'1 run', '3 runs', '2 classes': of things, or of their number."""
     n = things if isinstance(things, int) else len(things)

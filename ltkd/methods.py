@@ -48,7 +48,7 @@ class Method:
     adjust: Literal["", "teacher", "student"] = ""
     ours: bool = False
 
-    def defaults(self, teacher: str | None = None, student: str | None = None) -> dict[str, Any]:
+    def defaults(self, teacher: str | None, student: str | None) -> dict[str, Any]:
         """The arguments for a pair, by network names."""
         return {**self.args, **self.by_pair.get(f"{teacher}-{student}", {})}
 
@@ -75,15 +75,14 @@ class Method:
         from .train import Objective
 
         rest: dict[str, Any] = dict(args)
-        outer = {k: rest.pop(k, 1.0) for k in ("ce_weight", "kd_weight")}
-        warmup = rest.pop("warmup", 0.0)
+        outer = {k: rest.pop(k) for k in ("ce_weight", "kd_weight", "warmup") if k in rest}
         if "pool" in rest:
             rest["pool"] = int(rest["pool"])
         if process_group and self.loss in ("ltkd", "dist"):  # they look across the whole batch
             rest["process_group"] = process_group
         first = {"ltkd": (groups,), "reviewkd": levels}.get(self.loss or "", ())
         term = LOSSES[self.loss].loss(*first, **rest) if self.loss else None
-        return Objective(self, term, counts, **outer, warmup=warmup)
+        return Objective(self, term, counts, **outer)
 
 
 _VGG, _WRN = "vgg13-vgg8", "wrn_40_2-wrn_40_1"

@@ -7,7 +7,6 @@ failure the last good report stays as it was and the failed copy stands beside i
 
 import ast
 import json
-import math
 import os
 import re
 import signal
@@ -49,16 +48,15 @@ def execute(
     parameters: Mapping[str, Any],
     reports: Path,
     *,
-    timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     halted: Callable[[], bool] = lambda: False,
 ) -> NotebookResult:
     """Run ``notebook`` with ``parameters``; leave <stem>.ipynb and <stem>.html in ``reports``.
 
-    ``timeout`` is in seconds for the whole notebook; ``env`` is added to the kernel's environment.
-    A failing cell, a dead kernel and a timeout come back as a result with ``ok`` false. An unknown
-    parameter or a value that is not plain data is a ValueError before anything starts. Where
-    ``halted`` turned true meanwhile, a broken kernel was ended by us: that is raised, not reported.
+    ``env`` is added to the kernel's environment. A failing cell and a dead kernel come back as a
+    result with ``ok`` false. An unknown parameter or a value that is not plain data is a ValueError
+    before anything starts. Where ``halted`` turned true meanwhile, a broken kernel was ended by us:
+    that is raised, not reported.
     """
     import nbformat
     import papermill
@@ -85,7 +83,6 @@ def execute(
                     engine_name=_engine(),
                     progress_bar=False,
                     cell_folder=notebook.parent,
-                    cell_timeout=timeout,
                     # No start-up files or hash seeds of the user's: the same records, same bytes.
                     cell_env={"IPYTHONDIR": scratch, "PYTHONHASHSEED": "0"} | dict(env or {}),
                     scratch=scratch,
@@ -137,7 +134,6 @@ def execute_all(
     reports: Path,
     *,
     jobs: int = 1,
-    timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[NotebookResult]:
@@ -155,9 +151,10 @@ def execute_all(
     halt, settings = threading.Event(), {"OMP_NUM_THREADS": "1"} | dict(env or {})
 
     def one(path: Path) -> NotebookResult | None:
-        options: dict[str, Any] = {"timeout": timeout, "env": settings, "halted": halt.is_set}
         try:
-            return None if halt.is_set() else execute(path, parameters, reports, **options)
+            if halt.is_set():
+                return None
+            return execute(path, parameters, reports, env=settings, halted=halt.is_set)
         except Exception as error:  # a fault of ours or of the disk: say it, go on with the rest
             text = str(error) if isinstance(error, OSError) else traceback.format_exc()
             copy, _ = failed_copies(Path(reports), path.stem)
@@ -258,8 +255,6 @@ def _engine() -> str:
         def execute_managed_notebook(
             cls, nb_man: Any, kernel_name: str, start_timeout: int = 60, **options: Any
         ) -> None:
-            limit: float | None = options["cell_timeout"]
-            deadline = None if limit is None else time.monotonic() + limit
             scratch = options["scratch"]
             # Sockets in a folder of ours rather than ports that the whole machine can reach;
             # their paths have a limit of about a hundred characters.
@@ -275,9 +270,6 @@ def _engine() -> str:
                 km=manager,
                 kernel_name=kernel_name,
                 startup_timeout=start_timeout,
-                timeout_func=lambda _: (
-                    None if deadline is None else max(1, math.ceil(deadline - time.monotonic()))
-                ),
                 coalesce_streams=True,
                 record_timing=False,
             )
@@ -337,7 +329,7 @@ def _failure(notebook: Path, executed: Any, error: Exception | None, said: str) 
             break
     if broken is None and error is None:
         return "", ""
-    at = broken if broken is not None else begun  # a dead kernel or a timeout marks no cell
+    at = broken if broken is not None else begun  # a dead kernel marks no cell
     in_cell = error is None or type(error).__name__ == "PapermillExecutionError"
     name, value = type(error).__name__, str(error)
     trace = [value, *said.splitlines()[-20:]]

@@ -506,7 +506,7 @@ for _kind, _rx in {  # only decimal: 010 is not 8 here, 1:30 not 90
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_rx), list("-+0123456789."))
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -613,13 +613,3 @@ def load_spec(path: str | Path, processes: int = 1) -> RunSpec:
         raise ParameterError(f"{path}: processes = {spec.processes}, but {processes} started; "
                              f"should be started by: {start}")  # fmt: skip
     return spec
-
-
-def parameters_cell() -> str:
-    """Source of the notebooks' parameters cell: each key, its type, its default and what it means."""
-    lines = []
-    for name, info in StudyParameters.model_fields.items():
-        value = info.default
-        kind = "object" if value is None else type(value).__name__
-        lines.append(f"{name}: {kind} = {value!r}  # {info.description}")
-    return "\n".join(lines)

@@ -26,7 +26,7 @@ from .runs import RunRecord, Store, identity, run
 from .train import Diverged
 
 _STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
-_TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy", "pid"}
+_TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy", "pid", "host"}
 _AT_WORK = threading.Lock()  # held by a worker while it makes a run
 KILLS = 3  # workers killed in a row, after which the cause is taken to lie outside the runs
 
@@ -39,11 +39,18 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     left: list[RunSpec] = field(default_factory=list)
 
+    def reason(self, name: str) -> str:
+        """Why a run failed or diverged; empty where it did neither."""
+        record = self.records.get(name)
+        if record and record.diverged:
+            return str(record.values["reason"])
+        return self.failed.get(name, "")
+
     @property
     def reasons(self) -> dict[str, str]:
         """What failed or diverged, with the reason, by identity."""
-        diverged = {name: one for name, one in self.records.items() if one.diverged}
-        return self.failed | {name: str(one.values["reason"]) for name, one in diverged.items()}
+        names = [*self.failed, *self.records]
+        return {name: reason for name in names if (reason := self.reason(name))}
 
 
 def _enter(stop: Any, parent: int) -> None:
@@ -155,34 +162,35 @@ def make(
             done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 spec = flying.pop(future)
+                name = identity(spec)
                 try:
                     future.result()
-                    out.records[identity(spec)] = store.get(spec)  # type: ignore[assignment]
+                    out.records[name] = store.get(spec)  # type: ignore[assignment]
                     killed = 0
                 except Stopped:
                     out.left.append(spec)
                 except Diverged as error:
-                    out.failed[identity(spec)] = str(error)
+                    out.failed[name] = str(error)
                 except (BrokenProcessPool, torch.AcceleratorError) as error:
                     killed += not broken
                     broken = True  # after an error of its GPU a process makes no run any more
-                    if identity(spec) not in suspects:
-                        suspects.add(identity(spec))
-                        todo = {identity(spec): spec, **todo}
+                    if name not in suspects:
+                        suspects.add(name)
+                        todo = {name: spec, **todo}
                         on_gpu = isinstance(error, torch.AcceleratorError)
                         what = "failed on its GPU" if on_gpu else "was killed"
                         _say(f"{spec.title}: a process {what}; goes on alone from where it was")
                         continue
-                    out.failed[identity(spec)] = _reason(spec, error)
+                    out.failed[name] = _reason(spec, error)
                     if killed >= KILLS:
                         halt.value = 1
                 except (OSError, DataError) as error:  # of the disk: others would meet it too
-                    out.failed[identity(spec)] = f"{spec.title}: {error}"
+                    out.failed[name] = f"{spec.title}: {error}"
                     halt.value = 1
                 except Exception as error:
-                    out.failed[identity(spec)] = _reason(spec, error)
-                suspects.discard(identity(spec))
-                advance(spec, identity(spec) in out.records)
+                    out.failed[name] = _reason(spec, error)
+                suspects.discard(name)
+                advance(spec, name in out.records)
             if stop():
                 halt.value = 1
             if halt.value and not flying:
@@ -234,30 +242,14 @@ def _next(
     What has lost its teacher on the way is taken out, as failed.
     """
     for name, spec in list(todo.items()):
-        state = _teacher_state(spec, out)
-        if state == "lost":
+        its = identity(spec.teacher_spec) if spec.teacher else ""
+        if reason := out.reason(its):
             del todo[name]
-            out.failed[name] = f"{spec.title}: no teacher ({_why(spec, out)})"
+            out.failed[name] = f"{spec.title}: no teacher ({reason})"
             advance(spec, False)
-        elif state == "ready":
+        elif not its or its in out.records:
             return spec
     return None
-
-
-def _why(spec: RunSpec, out: Outcome) -> str:
-    name = identity(spec.teacher_spec)
-    return out.failed.get(name) or str(out.records[name].values.get("reason"))
-
-
-def _teacher_state(spec: RunSpec, out: Outcome) -> str:
-    if spec.teacher is None:
-        return "ready"
-    name = identity(spec.teacher_spec)
-    if name in out.failed:
-        return "lost"
-    if name not in out.records:
-        return "wait"
-    return "lost" if out.records[name].diverged else "ready"
 
 
 @contextmanager
@@ -350,7 +342,7 @@ def progress_of(store: Store, spec: RunSpec) -> str:
 
 def _lives(store: Store, spec: RunSpec, now: dict[str, Any]) -> bool:
     """Whether the process that told of itself is at work; another machine's touches its lock."""
-    if now.get("host", node()) == node():
+    if now["host"] == node():
         return alive(now["pid"])
     try:
         return time.time() - store.lock(spec).stat().st_mtime < LEASE

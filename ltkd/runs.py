@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from platform import node
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -70,11 +69,9 @@ class RunRecord:
         """cpu or the GPU's name, of each of them."""
         return str(self.values["device"]).split("; ")
 
-    def correct(self, epoch: int = -1) -> np.ndarray:
-        """Correct test images a class [C] at the end, or at an index of the evaluated epochs."""
-        return np.asarray(
-            [row["correct"] for row in self.values["history"] if "correct" in row][epoch]
-        )
+    def correct(self) -> np.ndarray:
+        """Correct test images a class [C] in the last epoch, which is always evaluated."""
+        return np.asarray(self.values["history"][-1]["correct"])
 
     @property
     def top1(self) -> float:
@@ -252,8 +249,8 @@ def load_model(path: str | Path) -> nn.Module:
     """
     data = Path(path).read_bytes()
     try:
-        size = int.from_bytes(data[:8], "little")
-        spec = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["spec"])
+        with safe_open(path, "pt") as file:
+            spec = json.loads(file.metadata()["spec"])
         return _network(spec["student"], data)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a network that ltkd saved, or damaged ({error})") from error
@@ -402,12 +399,13 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
     if parallel.rank():
         return
     # A run that was cut may have gone on elsewhere, or by other code.
-    where, machines, commits, torches, *dirty = (
-        "; ".join(dict.fromkeys(filter(None, part))) for part in zip_longest(*trainer.at.machines)
+    where, machines, commits, torches, dirty = (
+        "; ".join(dict.fromkeys(filter(None, part)))
+        for part in zip(*trainer.at.machines, strict=True)
     )
     values |= {
         "device": where, "hardware": machines,
-        "code": code | {"commit": commits or None, "dirty": any(dirty) or code["dirty"]},
+        "code": code | {"commit": commits or None, "dirty": bool(dirty) or code["dirty"]},
         "versions": files.versions() | {"torch": torches},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

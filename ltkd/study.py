@@ -44,9 +44,11 @@ from .teacher import table_row
 from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
-CURVE = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained", "all",
-         *GROUPS]  # fmt: skip
+_AT = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained"]
+CURVE = [*_AT, "all", *GROUPS]
 """Columns of ``Study.adjusted``"""
+CLASS_CURVE = [*_AT, "class_id", "count", "group", "accuracy"]
+"""Columns of ``Study.adjusted_per_class``"""
 NOT_MADE = "not made yet"  # the reason of a run that was not tried
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
 
@@ -240,6 +242,10 @@ class Study:
         self._part_from_other_teachers(out)
         return self._noted(out, wanted)
 
+    def _again(self, specs: Sequence[RunSpec]) -> pool.Outcome:
+        """``make``, without a word, of those that have not failed already."""
+        return self.make([s for s in specs if pool.identity(s) not in self._failed], quiet=True)
+
     def _noted(self, out: pool.Outcome, wanted: Sequence[RunSpec]) -> pool.Outcome:
         self._used |= out.records
         reasons = out.reasons
@@ -298,8 +304,7 @@ class Study:
 
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
-        again = [spec for _, spec in items if pool.identity(spec) not in self._failed]
-        records = self.make(again, quiet=True).records
+        records = self._again([spec for _, spec in items]).records
         found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
 
@@ -358,18 +363,18 @@ class Study:
 
     def _labels(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec = record.spec
-        pair = [Pair(spec.teacher, spec.student).label] if spec.teacher else []
+        pair = Pair(spec.teacher, spec.student).label if spec.teacher else ""
         return {
-            "run": record.run, "pair": (pair or [network_label(spec.student)])[0],
+            "run": record.run, "pair": pair or network_label(spec.student),
             "method": spec.method, "label": METHODS[spec.method].label, "variant": variant,
             "seed": spec.seed,
         }  # fmt: skip
 
     def _row(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec, values = record.spec, record.values
-        totals = [int(np.sum(row["correct"])) for row in values["history"] if "correct" in row]
-        best = int(np.argmax(totals))
-        epochs = [row["epoch"] for row in values["history"] if "correct" in row]
+        tested = [row for row in values["history"] if "correct" in row]
+        best = max(tested, key=lambda row: sum(row["correct"]))  # the first of equals
+        at_best = self._accuracies(record, np.asarray(best["correct"]))
         names = ("ce_weight", "kd_weight", "alpha", "beta", "temperature", "rebalance")
         args = {name: spec.method_args.get(name) for name in names}
         about = self._labels(variant, record)
@@ -382,8 +387,7 @@ class Study:
             "teacher_sha256": (values["teacher_sha256"] or "")[:12],
             "split_seed": spec.split_seed, "schedule": spec.schedule,
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
-            "best_epoch": epochs[best],
-            **{f"best_{k}": v for k, v in self._accuracies(record, record.correct(best)).items()},
+            "best_epoch": best["epoch"], **{f"best_{k}": v for k, v in at_best.items()},
             "seconds": values["seconds"], "device": values["device"],
             "hardware": "; ".join(record.hardware),
         }  # fmt: skip
@@ -438,13 +442,35 @@ class Study:
         """
         return self._adjusted(self._records(part))
 
-    def _adjusted(self, found: Sequence[tuple[str, RunRecord]]) -> pd.DataFrame:
-        rows: list[dict[str, Any]] = []
+    def adjusted_per_class(self, part: str) -> pd.DataFrame:
+        """``adjusted``, a row a run, tau and class: training images (count), group, accuracy."""
+        frames = []
+        for variant, record, correct in self._counts(self._records(part)):
+            about, n = record.values["data"], len(TAUS)
+            classes, method = len(about["counts"]), METHODS[record.spec.method]
+            tau = np.repeat(TAUS, classes)
+            frames.append(pd.DataFrame({
+                **self._labels(variant, record), "ours": method.ours,
+                "tau": tau, "as_trained": tau == float(method.balanced),
+                "class_id": [*range(classes)] * n, "count": about["counts"] * n,
+                "group": class_groups(about["counts"]).tolist() * n,
+                "accuracy": (100 * correct / np.asarray(about["test_counts"])).ravel(),
+            }))  # fmt: skip
+        none = pd.DataFrame(columns=CLASS_CURVE)
+        return pd.concat(frames, ignore_index=True) if frames else none
+
+    def _counts(
+        self, found: Sequence[tuple[str, RunRecord]]
+    ) -> Iterator[tuple[str, RunRecord, np.ndarray]]:
+        """Each run with its ``adjusted_counts``, where they are known or its network is kept."""
         for variant, record in found:
             data = self.data(record.spec.gamma)
             correct = adjusted_counts(self.store, record, data, self.parameters.device)
             if correct is not None:
-                rows += self._curve(variant, record, correct)
+                yield variant, record, correct
+
+    def _adjusted(self, found: Sequence[tuple[str, RunRecord]]) -> pd.DataFrame:
+        rows = [row for one in self._counts(found) for row in self._curve(*one)]
         return pd.DataFrame(rows, columns=CURVE)
 
     def _curve(
@@ -466,13 +492,14 @@ class Study:
         """The training and test set at one of the study's gammas."""
         p = self.parameters
         factor = p.gammas[0] if gamma == "first" else gamma
-        known = factor in p.gammas
-        if not known and None in p.gammas:  # a table states the factor of classes as they are
-            factor = None
-        if known or factor is None:
-            own = load(p.dataset, factor, p.split_seed, p.data_root, self._images, p.holdout)
-            if known or own.gamma == gamma:
-                return own
+
+        def drawn(gamma: float | None) -> LongTailed:
+            return load(p.dataset, gamma, p.split_seed, p.data_root, self._images, p.holdout)
+
+        if factor in p.gammas:
+            return drawn(factor)
+        if None in p.gammas and (own := drawn(None)).gamma == factor:  # as a table states it
+            return own
         raise ValueError(f"gamma = {gamma}: not of this study; allowed: {p.gammas}")
 
     def _size_of(self, gamma: float | None) -> Size:
@@ -530,9 +557,13 @@ class Study:
     def _first(self, pair: Pair | None = None) -> Place:
         return Place(pair or self.pairs[0], self.parameters.gammas[0], self.parameters.seeds[0])
 
+    def _teacher_spec(self, pair: Pair | None) -> RunSpec:
+        """Of the pair's teacher on the first gamma."""
+        return self._spec(self._first(pair), "kd").teacher_spec
+
     def has_teacher(self, pair: Pair) -> bool:
         """Whether the pair's teacher on the first gamma is trained."""
-        record = self.store.get(self._spec(self._first(pair), "kd").teacher_spec)
+        record = self.store.get(self._teacher_spec(pair))
         return record is not None and not record.diverged
 
     def teachers(self) -> list[Pair]:
@@ -541,8 +572,7 @@ class Study:
         Raises RuntimeError with the reason where that leaves none.
         """
         own = {pair.teacher: pair for pair in self.pairs}.values()
-        specs = [self._spec(self._first(pair), "kd").teacher_spec for pair in own]
-        self.make([s for s in specs if pool.identity(s) not in self._failed], quiet=True)
+        self._again([self._teacher_spec(pair) for pair in own])
         if found := [pair for pair in own if self.has_teacher(pair)]:
             return found
         raise RuntimeError("; ".join(self.missing("teachers")["reason"]))
@@ -552,8 +582,8 @@ class Study:
 
         Raises RuntimeError with the reason where it diverged or failed.
         """
-        spec = self._spec(self._first(pair), "kd").teacher_spec
-        self.make([spec] if pool.identity(spec) not in self._failed else [], quiet=True)
+        spec = self._teacher_spec(pair)
+        self._again([spec])
         record = self.store.get(spec)
         if record is None or record.diverged:
             raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Feed, LongTailed, stream
-from .files import Stopped, locked, set_aside, write_atomic
+from .files import Stopped, chunks, locked, set_aside, write_atomic
 from .losses import LOSSES, Compared
 from .losses.common import at_least_float32, average_pool
 from .methods import METHODS
@@ -156,11 +156,7 @@ class Teacher:
         table = self.table = self.table or self._table(self.folder, stop)
         place = (view.cpu() * len(view) + torch.arange(len(view))).numpy()
         rows, good = table.read(place)
-        missing = np.flatnonzero(~good)
-        blocks = [
-            missing[start : start + TEACHER_BATCH]
-            for start in range(0, len(missing), TEACHER_BATCH)
-        ]
+        blocks = chunks(np.flatnonzero(~good), TEACHER_BATCH)
         # Runs that want the same rows share the work: each takes the blocks in an order of its own
         # and reads those that another has filled meanwhile.
         for b in np.random.default_rng().permutation(len(blocks)):

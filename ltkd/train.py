@@ -202,7 +202,7 @@ class _Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     machines: list[list[str]] = field(default_factory=list)
     """(device, hardware, commit, torch, whether the code was changed) of those that had a part in
-    it, in order; older checkpoints have the first two"""
+    it, in order"""
 
 
 def _seal(spec: RunSpec, tensors: dict[str, Tensor], position: str) -> str:
@@ -301,7 +301,7 @@ class Trainer:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if about["sha256"] != _seal(self.spec, tensors, about["position"]):
             raise ValueError("its content does not match its sha256")
-        if about.get("teacher", self.teacher_sha256) != self.teacher_sha256:
+        if about["teacher"] != self.teacher_sha256:
             raise ValueError(f"it learned from another teacher, sha256 {about['teacher'][:12]}")
         self.at = _Position(**json.loads(about["position"]))
         self.sums.copy_(tensors.pop("sums"))
@@ -319,6 +319,7 @@ class Trainer:
         """A whole checkpoint or none, by the first of the processes."""
         if parallel.rank():
             return
+        self.at.seconds = time.monotonic() - self.began
         state = self.model.state_dict() | {
             f"objective.{k}": v for k, v in self.objective.state_dict().items()
         }
@@ -331,9 +332,8 @@ class Trainer:
                  "teacher": self.teacher_sha256}  # fmt: skip
         write_atomic(self.checkpoint, save(tensors, about))
 
-    def _pause(self, began: float) -> None:
+    def _pause(self) -> None:
         if self.at.step > 0:
-            self.at.seconds = time.monotonic() - began
             self.save()
 
     def look(self, view: Tensor) -> None:
@@ -375,8 +375,9 @@ class Trainer:
     def train(self, stop: Callable[[], bool], tell: Callable[[dict[str, Any]], None]) -> Trained:
         """Run to the last step. Raises Stopped (a checkpoint is kept) or Diverged."""
         spec, end = self.spec, self.steps * self.spec.epochs
-        began, saved, first = time.monotonic() - self.at.seconds, time.monotonic(), self.at.step
-        started, last_word, accuracy = time.monotonic(), -math.inf, None
+        started = saved = time.monotonic()
+        self.began, first = started - self.at.seconds, self.at.step
+        last_word, accuracy = -math.inf, None
         self.model.train()
         while self.at.step < end:
             epoch = self.at.step // self.steps + 1
@@ -389,18 +390,17 @@ class Trainer:
                 try:
                     parallel.in_turn(partial(self.teacher.begin_epoch, self.view, stop))
                 except Stopped:
-                    self._pause(began)
+                    self._pause()
                     raise
             todo = [parallel.share(index) for index in batches[self.at.step % self.steps :]]
             weight = self.objective.ramp(epoch, spec.epochs)
             for index, x in zip(todo, self.feed.ahead(todo, self.view), strict=True):
                 if parallel.any_of(stop()):
-                    self._pause(began)
+                    self._pause()
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
                 self.step(index, weight, x)
                 self.at.step += 1
                 if self.at.step % self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self.at.seconds = time.monotonic() - began
                     self.save()
                     saved = time.monotonic()
             found = self._end_epoch(epoch)
@@ -413,11 +413,10 @@ class Trainer:
                       "accuracy": accuracy})  # fmt: skip
                 last_word = now
             if self.at.step < end and now - saved > CHECKPOINT_SECONDS:
-                self.at.seconds = now - began
                 self.save()
                 saved = now
         predictions = self.predicted.cpu().numpy()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - self.began
         state, rate = half_weights(self.model), end * spec.batch / seconds
         return Trained(state, predictions.astype(np.int16), self.at.history, seconds, rate)
 

@@ -118,6 +118,19 @@ def test_each_method_stands_where_its_loss_left_it(study):
         assert own["all"].item() == pytest.approx(100 * right.sum() / len(about.test_labels))
 
 
+def test_class_by_class_it_is_the_same(study):
+    by_class, whole = study.adjusted_per_class("distillation"), study.adjusted("distillation")
+    tests = study.data().test_labels.bincount().tolist()
+    for row in whole.to_dict("records"):
+        own = by_class[(by_class["run"] == row["run"]) & (by_class["tau"] == row["tau"])]
+        assert own["class_id"].tolist() == [*range(len(tests))]
+        assert own["count"].tolist() == study.data().counts.tolist()
+        assert set(own["as_trained"]) == {row["as_trained"]}
+        assert np.average(own["accuracy"], weights=tests) == pytest.approx(row["all"])
+        tail = own.loc[own["group"] == 2, "accuracy"].mean()
+        assert tail == pytest.approx(row["tail"])
+
+
 def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):
     data, model_of = study.data(), study.store.load_model
     counts = [int(n) for n in data.counts]

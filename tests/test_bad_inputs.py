@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import parameters_cell
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +28,7 @@ from ltkd.data import DataError, folders
 from ltkd.data.sources import _CIFAR, cifar
 from ltkd.files import canonical, sha256
 from ltkd.notebooks import execute
-from ltkd.params import StudyParameters, parameters_cell
+from ltkd.params import StudyParameters
 from ltkd.runs import Store
 
 ROOT = Path(__file__).resolve().parent.parent

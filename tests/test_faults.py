@@ -23,7 +23,6 @@ from ltkd.files import Stopped, locked, sweep, write_atomic
 from ltkd.params import Images
 from ltkd.report import build, page
 from ltkd.runs import Store, identity
-from ltkd.train import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -294,25 +293,18 @@ def test_a_run_that_went_on_elsewhere_names_both_machines(tmp_path, tiny, monkey
     assert record.values["device"] == "cpu"
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_run_that_went_on_by_other_code_names_both(tmp_path, tiny, monkeypatch, old):
-    spec, steps, save = tiny(), iter([False] * 7 + [True]), Trainer.save
+def test_a_run_that_went_on_by_other_code_names_both(tmp_path, tiny, monkeypatch):
+    spec, steps = tiny(), iter([False] * 7 + [True])
     code, versions = files.code_version(), files.versions()
-
-    def before(trainer):  # a checkpoint of a version that kept the machine alone
-        trainer.at.machines = [leg[:2] for leg in trainer.at.machines]
-        save(trainer)
-
     for commit, torch_version in (("a" * 40, "1.0"), ("b" * 40, "2.0")):
         monkeypatch.setattr(files, "code_version", lambda now=commit: code | {"commit": now})
         monkeypatch.setattr(files, "versions", lambda now=torch_version: versions | {"torch": now})
-        monkeypatch.setattr(Trainer, "save", before if old else save)
         if commit[0] == "a":
             with pytest.raises(Stopped):
                 run(spec, outputs=tmp_path, device="cpu", stop=lambda: next(steps))
     record = run(spec, outputs=tmp_path, device="cpu")
     of = record.values["code"]["commit"], record.values["versions"]["torch"]
-    assert of == (("b" * 40, "2.0") if old else (f"{'a' * 40}; {'b' * 40}", "1.0; 2.0"))
+    assert of == (f"{'a' * 40}; {'b' * 40}", "1.0; 2.0")
     assert record.values["hardware"] == files.hardware()
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import parameters_cell
 
 from ltkd.methods import METHODS
 from ltkd.models import create_model, list_models
@@ -18,7 +19,6 @@ from ltkd.params import (
     StudyParameters,
     load_parameters,
     load_spec,
-    parameters_cell,
     read_yaml,
 )
 

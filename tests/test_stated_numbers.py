@@ -217,8 +217,7 @@ RIVALS = (
     "kd", "kd_removed", "kd_ce1_removed", "student_removed", "kd_adjusted", "balanced_softmax",
     "ltkd_held_out", "ltkd_removed",
 )  # fmt: skip
-ANSWERS = {"kd", "kd_ce1_removed", "student_removed", "kd_adjusted", "balanced_softmax",
-           "ltkd_held_out"}  # fmt: skip
+ANSWERS = {*RIVALS} - {"ltkd_removed"}
 
 
 def over_ltkd():
@@ -248,14 +247,14 @@ def rival_rows():
 
 
 def answer_rows():
-    """The same shorter: of head and tail the means, in brackets where the interval holds zero."""
+    """The same shorter: of head and tail the means, n.r. where the interval holds zero."""
     for method, name, columns in over_ltkd():
         if method in ANSWERS:
             cells = []
             for of in columns:
                 whole, *parts = (of(metric=metric) for metric in ("all", "head", "tail"))
                 told = [one.difference().split(" [")[0] for one in parts]
-                told = [f"({mean})" if one.low <= 0 <= one.high else mean
+                told = [f"{mean} n.r." if one.low <= 0 <= one.high else mean
                         for one, mean in zip(parts, told, strict=True)]  # fmt: skip
                 cells.append(of_few(whole) + f"<br>head {told[0]}, tail {told[1]}" * (whole.n > 0))
             yield f"| {name} | {' | '.join(cells)} |"
@@ -585,6 +584,157 @@ def border_rows():
             yield f"| {text} | {' | '.join(cells)} | {len(seeds)} |"
 
 
+OWN_BEST = (
+    ("240 epochs, ResNet8x4", "cifar100_lt", "resnet8x4", ("KD", "LTKD", "Balanced softmax")),
+    ("240 epochs, VGG8", "cifar100_lt", "vgg8",
+     ("Student alone", "KD", "LTKD", "KD, adjusted teacher", "Balanced softmax")),
+    ("30 epochs", FIRST, "vgg8",
+     ("Student alone", "KD", "LTKD", SHARP, "KD, adjusted teacher", ADJUSTED, "DKD", "DIST",
+      "ReviewKD", "Balanced softmax")),
+    ("30 epochs, second split", SECOND, "vgg8",
+     ("KD", "LTKD", SHARP, ADJUSTED, "Balanced softmax")),
+    ("30 epochs, third split", "cifar100_lt_split2", "vgg8",
+     ("LTKD", ADJUSTED, "Balanced softmax")),
+)  # fmt: skip
+PLAIN, QUARTERS = "KD, weights 1 and 1", np.arange(9) / 4
+
+
+def by_class_and_tau(study, student):
+    """name -> seed -> accuracy in percent at each tau [9, C], the largest class first; and the
+    training images of those classes."""
+    folder, found = ROOT / "outputs" / study, {}
+    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
+    for row in runs[runs["student"] == student].to_dict("records"):
+        path = folder / "runs" / row["run"] / "adjusted.json"
+        if path.exists():
+            about = json.loads(path.with_name("record.json").read_text())["data"]
+            order = np.argsort(-np.array(about["counts"]), kind="stable")
+            each = np.array(json.loads(path.read_text())["correct"]) / np.array(
+                about["test_counts"]
+            )
+            found.setdefault(called(row), {})[row["seed"]] = 100 * each[:, order]
+    return found, np.sort(about["counts"])[::-1]
+
+
+def at_best(curves):
+    """A method's curves, seed -> [9] -> the index at which their mean is highest."""
+    return int(np.mean([*curves.values()], axis=0).argmax())
+
+
+def own_best_rows():
+    """Less KD with weights 1 and 1 at its best tau: as trained, then at the best tau of its own,
+    for test classes as frequent as pi^s."""
+
+    def weighed(curves, weights):
+        return {seed: np.average(each, axis=1, weights=weights) for seed, each in curves.items()}
+
+    for schedule, study, student, names in OWN_BEST:
+        own, counts = by_class_and_tau(study, student)
+        for name in (PLAIN, *names):
+            cells = []
+            for s in (1.0, 0.5, 0.0, -0.5):
+                kd, its = (weighed(own[one], counts**s) for one in (PLAIN, name))
+                seeds, best = sorted(set(kd) & set(its)), at_best(its)
+                first, gap = (
+                    tables.t_interval(its[seed][at] - kd[seed][at_best(kd)] for seed in seeds)
+                    for at in (4 * (name == "Balanced softmax"), best)
+                )
+                start = first.difference().split(" ")[0]
+                end = gap.difference() if name != PLAIN else "0"
+                cells.append(f"{start} → {end}, τ {QUARTERS[best]:g}")
+            name = tables.marked(tables.LABELS.get(name, name))
+            yield f"| {schedule} | {name} | {' | '.join(cells)} | {len(seeds)} |"
+
+
+def span_rows():
+    """Lowest and highest mean of the students that KD, LTKD and KD from an adjusted teacher make
+    with weights 1 and 1, as trained and each at its best tau."""
+    for schedule, study, student, _ in OWN_BEST:
+        own = by_class_and_tau(study, student)[0]
+        names = (PLAIN, "LTKD", SHARP, "KD, adjusted teacher", ADJUSTED)
+        means = [np.mean([each.mean(1) for each in own[one].values()], axis=0)
+                 for one in names if one in own]  # fmt: skip
+        trained, best = [one[0] for one in means], [one.max() for one in means]
+        cells = [f"{min(part):.1f} to {max(part):.1f}" for part in (trained, best)]
+        yield f"| {schedule} | {len(means)} | {' | '.join(cells)} |"
+
+
+def best_border_rows():
+    """``border_rows``, each method and KD with weights 1 and 1 at its best tau, and the gain in
+    each half of a group."""
+    for schedule, study, student, names in OWN_BEST:
+        own, _ = by_class_and_tau(study, student)
+        level = {one: {seed: each.mean(1) for seed, each in own[one].items()} for one in own}
+        for name in (one for one in names if "LTKD" in one or "adjusted" in one):
+            at, k = at_best(level[name]), at_best(level[PLAIN])
+            seeds = sorted(set(own[name]) & set(own[PLAIN]))
+            gain = np.stack([own[name][seed][at] - own[PLAIN][seed][k] for seed in seeds])
+            jumps = [gain[:, b : b + 8].mean(1) - gain[:, b - 8 : b].mean(1) for b in (33, 67)]
+            halves = [gain[:, a:b].mean(1) for a, b in ((0, 17), (17, 33), (33, 50), (50, 67),
+                                                        (67, 84), (84, 100))]  # fmt: skip
+            cells = [tables.t_interval(one).difference() for one in jumps]
+            cells += [tables.t_interval(one).difference().split(" ")[0] for one in halves]
+            name = f"{tables.LABELS.get(name, name)}, τ = {QUARTERS[at]:g}"
+            yield f"| {schedule} | {tables.marked(name)} | {' | '.join(cells)} | {len(seeds)} |"
+
+
+def poisson_slopes(often, parts):
+    """Coefficients of log E[often] on a constant and ``parts`` [C, 2], by Newton's method."""
+    x = np.c_[np.ones(len(often)), parts]
+    found = np.array([np.log(np.mean(often)), 0.0, 0.0])
+    for _ in range(50):
+        expected = np.exp(x @ found)
+        found += np.linalg.solve(x.T @ (expected[:, None] * x), x.T @ (often - expected))
+    return found[1:]
+
+
+BIASED_ROWS = (
+    ("240 epochs, ResNet8x4", "cifar100_lt", "resnet8x4",
+     ("KD", PLAIN, "LTKD", "Balanced softmax")),
+    ("240 epochs, VGG8", "cifar100_lt", "vgg8",
+     ("Student alone", "KD", PLAIN, "LTKD", "KD, adjusted teacher", "Balanced softmax")),
+    ("30 epochs", FIRST, "vgg8",
+     ("Student alone", "KD", PLAIN, "LTKD", SHARP, BIASED, "n = 10", "n = 100",
+      "KD, adjusted teacher", "Balanced softmax", "Bal. softmax + KD, biased space",
+      "Bal. softmax + LTKD", "DKD", "DIST", "CAT-KD", "ReviewKD")),
+    ("30 epochs, second split", SECOND, "vgg8", (PLAIN, "LTKD", SHARP, ADJUSTED)),
+)  # fmt: skip
+
+
+def prediction_bias(row, record, labels):
+    """Bias between groups and within them, right group, right class in it, in percent."""
+    counts = np.array(record["data"]["counts"])
+    log_pi, group = np.log(counts / counts.sum()), np.empty(100, int)
+    group[np.argsort(-counts, kind="stable")] = np.repeat([0, 1, 2], [33, 34, 33])
+    mean = np.array([log_pi[group == g].mean() for g in group])
+    guess = np.load(row / "predictions.npy")
+    slopes = poisson_slopes(np.bincount(guess, minlength=100), np.c_[mean, log_pi - mean])
+    placed, right = (group[guess] == group[labels]).mean(), (guess == labels).mean()
+    return 100 * np.array([*slopes, placed, right / placed])
+
+
+def bias_rows():
+    labels = load("cifar100", 100.0, 0).test_labels.numpy()
+    for schedule, study, student, names in BIASED_ROWS:
+        folder, found = ROOT / "outputs" / study, {}
+        runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
+        for one in runs[runs["student"] == student].to_dict("records"):
+            if (name := called(one)) in names:
+                at = folder / "runs" / one["run"]
+                record = json.loads((at / "record.json").read_text())
+                found.setdefault(name, {})[one["seed"]] = prediction_bias(at, record, labels)
+        for name in names:
+            each, kd = found[name], found[PLAIN]
+            cells = [tables.t_interval(part).plus_minus().split(" (")[0]
+                     for part in np.transpose([*each.values()])]  # fmt: skip
+            gaps = np.transpose([each[seed] - kd[seed] for seed in each])
+            less = [tables.t_interval(part).difference() for part in gaps]
+            less = ["", ""] if name == PLAIN else [less[0], less[1]]
+            name = f"LTKD, {name}" if name.startswith("n =") else tables.LABELS.get(name, name)
+            text = f"{schedule} | {tables.marked(name)} | {' | '.join(cells + less)}"
+            yield f"| {text} | {len(each)} |"
+
+
 COUNTED = {"KD": (0,), "KD, weights 1 and 1": (0, 1), "LTKD": (0, 0.75),
            "KD, adjusted teacher": (0,), "Balanced softmax": (0,)}  # fmt: skip
 
@@ -623,12 +773,19 @@ def counted_rows():
 
 def pooled_rows():
     """Half-widths of an interval from three seeds, with the spread pooled over the methods."""
-    runs = frames()[0].groupby("method")
-    assert set(runs.size()) == {3}
-    half = [(runs[m].var().mean() / 3) ** 0.5 * stats.t.ppf(0.975, 2 * len(runs))
-            for m in tables.METRICS]  # fmt: skip
-    for what, factor in (("a mean", 1), ("a difference of two", 2**0.5)):
-        yield f"| {what} | {' | '.join(f'{factor * value:.1f}' for value in half)} |"
+    full = frames(study="cifar100_lt", curves=f"03_distillation.frontier-{'-'.join(VGG)}-*.csv")[0]
+    schedules = {"30 epochs": frames()[0]}
+    for student in ("resnet8x4", "vgg8"):
+        own = full[full["student"] == student].drop_duplicates("run")
+        schedules[f"240 epochs, {network_label(student)}"] = own
+    for schedule, runs in schedules.items():
+        by_method = runs.groupby("method")[list(tables.METRICS)]
+        free = by_method.size() - 1
+        spread = by_method.var().mul(free, axis=0).sum() / free.sum()
+        half = (spread / 3) ** 0.5 * stats.t.ppf(0.975, free.sum())
+        for what, factor in (("a mean", 1), ("a difference of two", 2**0.5)):
+            cells = " | ".join(f"{factor * value:.1f}" for value in half)
+            yield f"| {schedule} | {what} | {cells} |"
 
 
 def chosen_rows():
@@ -711,7 +868,10 @@ FEWER = {
     border_rows: 19,
     factor_rows: 2,
     counted_rows: 13,
-    pooled_rows: 2,
+    own_best_rows: 31,
+    span_rows: 5,
+    best_border_rows: 12,
+    pooled_rows: 6,
 }
 
 
@@ -733,6 +893,8 @@ FEWER = {
      ("outputs/EVIDENCE.md", over_splits_rows), ("outputs/EVIDENCE.md", held_out_rows),
      ("outputs/EVIDENCE.md", teacher_removed_rows), ("outputs/EVIDENCE.md", border_rows),
      ("outputs/EVIDENCE.md", counted_rows), ("outputs/EVIDENCE.md", factor_rows),
+     ("outputs/EVIDENCE.md", own_best_rows), ("outputs/EVIDENCE.md", span_rows),
+     ("outputs/EVIDENCE.md", best_border_rows),
      ("outputs/EVIDENCE.md", pooled_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
@@ -745,10 +907,11 @@ def test_every_stated_row_is_that_of_the_records(file, rows):
 
 
 @pytest.mark.usefixtures("cifar100")
-def test_every_difference_of_vgg8_is_that_of_the_predictions():
+@pytest.mark.parametrize(("rows", "least"), [(vgg_difference_rows, 12), (bias_rows, 30)])
+def test_every_row_of_the_predictions_is_theirs(rows, least):
     text = (ROOT / "outputs/EVIDENCE.md").read_text()
-    found = list(vgg_difference_rows())
-    assert len(found) == 12
+    found = list(rows())
+    assert len(found) >= least
     for row in found:
         assert row in text
 
@@ -761,6 +924,6 @@ if __name__ == "__main__":
         vgg_accuracy_rows, vgg_removed_rows, vgg_difference_rows, rival_rows, answer_rows,
         claim_rows, split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows,
         held_out_rows, teacher_removed_rows, border_rows, counted_rows,
-        factor_rows, pooled_rows,
+        factor_rows, pooled_rows, own_best_rows, span_rows, best_border_rows, bias_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")

@@ -24,10 +24,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import canonical, cores, locked, set_aside, sha256, sweep, write_atomic
+from ..files import (
+    canonical,
+    chunks,
+    cores,
+    locked,
+    read_json,
+    set_aside,
+    sha256,
+    sweep,
+    write_atomic,
+)
 from ..params import Images
 from .sources import DataError, Source
-from .views import Crops, Views
+from .views import Crops, standard_views
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 UNREAD = (".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif")  # images, too: never left out silently
@@ -75,10 +85,6 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _runs(items: Any, n: int) -> list[Any]:
-    return [items[i : i + n] for i in range(0, len(items), n)]
-
-
 class Files:
     """Images that stay undecoded: each is uint8 [3, size, size] when it is asked for."""
 
@@ -94,14 +100,14 @@ class Files:
         if np.ndim(chosen) == 0:
             return torch.from_numpy(pixels(decode(self.paths[chosen], self.size)))
         none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return torch.cat([none, *self.batches(_runs(chosen, 64))])
+        return torch.cat([none, *self.batches(chunks(chosen, 64))])
 
     def only(self, indices: np.ndarray) -> "Files":
         return Files([self.paths[i] for i in indices], self.size)
 
     def split(self, n: int) -> Iterator[Tensor]:
         """Centre crops in order, n at a time: uint8 [n, 3, size, size]."""
-        return self.batches(_runs(np.arange(len(self)), n))
+        return self.batches(chunks(np.arange(len(self)), n))
 
     def batches(
         self, indices: Sequence[Any], views: Sequence[Any] | None = None, workers: int | None = None
@@ -350,12 +356,12 @@ def _decoded(
 ) -> Iterator[list[Image.Image]]:
     """Blocks of decoded images, from ``start`` on; by threads, since Pillow lets go of the lock."""
     with ThreadPoolExecutor(cores()) as pool:
-        for block in _runs(rows[start:], BLOCK):
+        for block in chunks(rows[start:], BLOCK):
             yield list(pool.map(decode, [f"{tree}/{row[0]}" for row in block], [size] * len(block)))
 
 
 @contextmanager
-def _told(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _display(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Tells how many images are done: a bar on a terminal, else a line every ten seconds."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -380,12 +386,11 @@ def _make(folder: Path, tree: Path, found: Listing, size: int) -> dict[str, Any]
     """Decode everything into ``folder``, from where an earlier call was killed; the manifest."""
     progress, total = folder / "progress.json", len(found.train) + len(found.test)
     done = dict.fromkeys(PARTS, 0)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        at = json.loads(progress.read_text())
-        done |= at["done"] if at["listing"] == found.sha256 else {}
+    at = read_json(progress) or {}
+    done |= at["done"] if at.get("listing") == found.sha256 else {}
     manifest: dict[str, Any] = {
         "listing": found.sha256, "classes": found.classes, "names": found.names}  # fmt: skip
-    with _told(f"{tree.name}: decoding to {size} pixels", total) as tell:
+    with _display(f"{tree.name}: decoding to {size} pixels", total) as tell:
         for part, rows in zip(PARTS, (found.train, found.test), strict=True):
             header, path = io.BytesIO(), folder / f"{part}.npy.part"
             shape = (len(rows), 3, size, size)
@@ -458,16 +463,15 @@ def _files(name: str, tree: Path, folder: Path, images: Images, thorough: bool) 
     """The manifest of files that stay where they are; where it is up to date, none is walked."""
     if not _there(tree, images):
         return _absent(name, tree)
-    if not thorough and _unchanged(folder):
-        with suppress(OSError, ValueError):
-            return dict(json.loads((folder / "manifest.json").read_text()))
+    if not thorough and _unchanged(folder) and (kept := read_json(folder / "manifest.json")):
+        return kept
     found = listing(name, tree, images)
     manifest: dict[str, Any] = {
         "sha256": found.sha256, "classes": found.classes, "names": found.names}  # fmt: skip
     for part, rows in zip(PARTS, (found.train, found.test), strict=True):
         manifest[part] = {"labels": [row[2] for row in rows], "paths": [row[0] for row in rows]}
         if thorough:
-            with _told(f"{tree.name}: reading {part}", len(rows)) as tell:
+            with _display(f"{tree.name}: reading {part}", len(rows)) as tell:
                 for number, block in enumerate(_decoded(tree, rows, 0)):
                     tell(number * BLOCK + len(block))
     # A folder's time changes when a file in it comes or goes; one rewritten in place is for check.
@@ -533,9 +537,7 @@ def find(images: Images, name: str, root: Path, thorough: bool = False) -> Sourc
             return Files([f"{tree}/{path}" for path in manifest[name]["paths"]]), labels
         return np.lib.format.open_memmap(folder / f"{name}.npy", mode="c"), labels
 
-    size = int(images.size or 64)
-    views = Crops(size) if size == 224 else Views(size // 8, flip=True)
-    title = _KNOWN[name][0] or tree.name
+    views, title = standard_views(images.size or 64), _KNOWN[name][0] or tree.name
     return Source(title, manifest["names"], part("train"), part("test"), _MEAN, _STD, views,
                   manifest["sha256"])  # fmt: skip
 
@@ -550,7 +552,7 @@ def report(name: str, images: Images | None, root: Path, check: bool) -> str:
     """What `ltkd data prepare` and `ltkd data check` say, once everything is in order."""
     given = images.sha256 if images else None
     images = complete(name, images)
-    folder = _places(images, root)[1]
+    tree, folder = _places(images, root)
     if (
         check
         and images.size != 224
@@ -559,7 +561,7 @@ def report(name: str, images: Images | None, root: Path, check: bool) -> str:
     ):
         raise DataError(f"{name}: nothing is decoded yet in {folder}: `ltkd data prepare` does it")
     found = find(images, name, root, check)
-    as_given(name, given, found.sha256, _places(images, root)[0])
+    as_given(name, given, found.sha256, tree)
     if not check:
         sweep(folder.parent)
     counts = f"{len(found.train[1])} training and {len(found.test[1])} test images"

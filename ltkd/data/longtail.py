@@ -17,7 +17,7 @@ from ..groups import class_groups
 from ..params import FILE_SETS, RECIPES, Images, nearest
 from . import folders
 from .sources import DataError, source, source_sha256
-from .views import Crops, Views
+from .views import Crops, Views, standard_views
 
 BLOCK = 4096  # images at once: taking a view makes 32 bytes of indices a byte
 
@@ -323,8 +323,7 @@ def size_of(
             raise DataError(f"holdout = {holdout}: the largest class has only {largest} images")
         classes, pixels = RECIPES[name].classes or 0, own or side
         counts = long_tailed_counts(largest - holdout, classes, gamma).tolist()
-        views = Crops(pixels) if pixels == 224 else Views(pixels // 8, flip=True)
-        return Size(counts, holdout * classes or tests, pixels, views.count)
+        return Size(counts, holdout * classes or tests, pixels, standard_views(pixels).count)
     data = load(name, gamma, split_seed, root, images, holdout)
     pixels = own or data.test_images[0].shape[-1]
     return Size(data.counts.tolist(), len(data.test_labels), pixels, data.views.count)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..files import data_root, sha256
-from .views import Crops, Views
+from .views import Crops, Views, standard_views
 
 
 class DataError(RuntimeError):
@@ -116,7 +116,7 @@ def cifar(name: str, root: Path) -> Source:
     names = list(_read(name, folder, about.names[0])[about.names[1]])
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     title = name.replace("cifar", "CIFAR-")
-    return Source(title, names, part(train), part(test), mean, std, Views(4, flip=True))
+    return Source(title, names, part(train), part(test), mean, std, standard_views(32))
 
 
 def _check(name: str) -> None:

@@ -24,11 +24,6 @@ class Views:
     def count(self) -> int:
         return (2 * self.shift + 1) ** 2 * (2 if self.flip else 1)
 
-    @property
-    def identity(self) -> int:
-        """The view that leaves an image as it is."""
-        return self.shift * (2 * self.shift + 1) + self.shift
-
     def pad(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> [N, 3, H + 2 shift, W + 2 shift], black around; done once."""
         return torch.nn.functional.pad(images, [self.shift] * 4)
@@ -70,3 +65,8 @@ class Crops:
             # that would seed the GPU's generators too.
             torch.default_generator.manual_seed(int(sha256(f"crop {index} {view}")[:8], 16))
             return v2.RandomHorizontalFlip()(v2.RandomResizedCrop(self.size)(image))
+
+
+def standard_views(size: int) -> Views | Crops:
+    """The field's augmentation at ``size`` pixels: CIFAR's, in proportion, or at 224 ImageNet's."""
+    return Crops(size) if size == 224 else Views(size // 8, flip=True)

@@ -63,17 +63,9 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, where there is one."""
-    return cast(nn.Module, getattr(model, "module", model))
-
-
 def classifier(model: nn.Module) -> nn.Linear:
     """The last linear layer: weight [C, D] and bias [C] for pooled features [B, D]."""
-    layer = _unwrapped(model).fc
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(f"model.fc is {type(layer).__name__}; the classifier must be nn.Linear")
-    return layer
+    return cast(nn.Linear, model.fc)
 
 
 class _Sink:
@@ -95,7 +87,7 @@ class _Sink:
 
 def _capture(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Logits [B, C] and, of every tapped module of `create_model`'s network, (input, output)."""
-    sink = cast(_Sink, _unwrapped(model).sink)
+    sink = cast(_Sink, model.sink)
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     sink.kept = kept
     try:
@@ -119,8 +111,7 @@ def forward_features(
     The modules to read stand in the network's `taps` (outputs) and `pre_taps` (inputs). Features
     carry gradients, and batch norm behaves as the network's mode says.
     """
-    network = _unwrapped(model)
-    names = cast(tuple[str, ...], network.pre_taps if pre_activation else network.taps)
+    names = cast(tuple[str, ...], model.pre_taps if pre_activation else model.taps)
     logits, kept = _capture(model, x)
     side = 0 if pre_activation else 1
     return logits, [*(kept[name][side] for name in names), kept["avgpool"][1]]

@@ -63,8 +63,7 @@ class Comparison(NamedTuple):
     text: str
     gap: Interval
     unit: str = "seed"
-    kind: str = "higher"
-    margin: float = 0.0
+    margin: float | None = None
 
 
 def group_margin() -> float:
@@ -85,8 +84,8 @@ def group_tests(study: Any, setting: Setting, runs: pd.DataFrame) -> list[Compar
     found = [(f"{n:g}", interval_of(gaps, n_groups=n)) for n in wanted]
     if rest or not found:
         found.append((", ".join(rest) or "4 to 25", Interval()))
-    how: dict[str, Any] = {"kind": "equal", "margin": group_margin()}
-    return [Comparison(5, f"n = {n} − n = 3, all", gap, **how) for n, gap in found]
+    margin = group_margin()
+    return [Comparison(5, f"n = {n} − n = 3, all", gap, margin=margin) for n, gap in found]
 
 
 def paired_tests(own: dict[str, pd.DataFrame]) -> Iterator[Comparison]:
@@ -119,7 +118,7 @@ def tested(tests: Iterable[Comparison]) -> pd.DataFrame:
     """A row a test: claim, comparison, points (and interval), n, verdict."""
     rows = []
     for test in tests:
-        result = verdict(test.gap, test.kind, test.margin) if test.gap.n else "not tested here"
+        result = verdict(test.gap, test.margin) if test.gap.n else "not tested here"
         n = many(test.gap.n, test.unit) if test.gap.n else "—"
         rows.append({"claim": test.claim, "comparison": test.text,
                      "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
@@ -179,12 +178,10 @@ def ablation_pattern(runs: pd.DataFrame) -> pd.DataFrame:
     """
     tests = []
     for cell in ("cross_biased", "cross_rebalanced"):
-        gaps = paired(runs[runs["variant"].isin([cell, "baseline"])], cell, "variant")
-        gap = interval_of(gaps, variant="baseline", metric="all")
+        gap = interval_of(paired(runs, cell, "variant"), variant="baseline", metric="all")
         tests.append(Comparison(4, f"{minus(LABELS['baseline'], LABELS[cell])}, all", gap))
-    cells = runs.pivot_table(index="seed", columns="variant", values=["tail", "all"])
     for metric in ("tail", "all"):
-        own = cells[metric] if metric in cells else pd.DataFrame()
+        own = runs.pivot_table(index="seed", columns="variant", values=metric)
         if {"baseline", "cross_rebalanced", "within_only", "cross_and_within"} <= set(own):
             whole = own["cross_and_within"] + own["baseline"]
             more = whole - own["cross_rebalanced"] - own["within_only"]

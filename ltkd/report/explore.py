@@ -25,13 +25,13 @@ CLASSES, LARGEST, EACH = 100, 500, 10  # of the made-up set; images of a class i
 MADE_UP = "made up"
 
 
-def made_up_teacher(counts: Tensor, margin: float = 4.0) -> Tensor:
-    """Logits [EACH C, C] about EACH images of every class: margin for the right class, plus the log
-    of the classes' shares in training, plus noise."""
+def made_up_teacher(counts: Tensor) -> Tensor:
+    """Logits [EACH C, C] about EACH images of every class: 4 for the right class, plus the log of
+    the classes' shares in training, plus noise."""
     labels = torch.arange(len(counts)).repeat_interleave(EACH)
     noise = torch.from_numpy(stream("explore").standard_normal((len(labels), len(counts))))
     right = torch.nn.functional.one_hot(labels, len(counts))
-    return noise + margin * right + (counts / counts.sum()).log()
+    return noise + 4 * right + (counts / counts.sum()).log()
 
 
 def scene(
@@ -80,13 +80,13 @@ def teachers(study: Study) -> dict[str, tuple[Tensor, Tensor] | None]:
 
 
 def picture(
-    title: str = MADE_UP,
-    own: tuple[Tensor, Tensor] | None = None,
-    gamma: float = 100.0,
-    n_groups: int = 3,
-    temperature: float = 4.0,
-    alpha: float = 1.0,
-    beta: float = 1.0,
+    title: str,
+    own: tuple[Tensor, Tensor] | None,
+    gamma: float,
+    n_groups: int,
+    temperature: float,
+    alpha: float,
+    beta: float,
 ) -> dict[str, Any]:
     """What ``page.show`` takes: the scene of a teacher (``own``: its logits and counts), or of the
     made-up one at gamma."""

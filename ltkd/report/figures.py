@@ -16,10 +16,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from scipy.optimize import isotonic_regression
 
 from ..files import many
 from ..study import network_label
-from .tables import GROUPS, LABELS, METRICS, TAILS
+from .tables import BIAS, GROUPS, LABELS, METRICS, TAILS, t_interval
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
@@ -103,16 +104,8 @@ def _ends(rows: pd.DataFrame) -> np.ndarray:
 def _spread(places: Any, gap: float, low: float, high: float) -> np.ndarray:
     """``places`` at least ``gap`` apart, in order, near where they were, in ``low`` to ``high``."""
     order = np.argsort(places, kind="stable")
-    blocks: list[tuple[float, int]] = []  # (sum, size) of neighbours that would overlap, pooled
-    for place in np.asarray(places, dtype=float)[order]:
-        blocks.append((place, 1))
-        while len(blocks) > 1:
-            (a, m), (b, n) = blocks[-2:]
-            if b / n - a / m >= gap * (m + n) / 2:
-                break
-            blocks[-2:] = [(a + b, m + n)]
-    moved = np.concatenate([s / n + gap * (np.arange(n) - (n - 1) / 2) for s, n in blocks])
-    room = gap * np.arange(len(moved))
+    room = gap * np.arange(len(order))
+    moved = isotonic_regression(np.asarray(places, dtype=float)[order] - room).x + room
     moved = np.maximum(np.minimum(moved, high - room[::-1]), low + room)
     return moved[np.argsort(order, kind="stable")]
 
@@ -186,10 +179,10 @@ def profile(classes: pd.DataFrame) -> Figure:
 
 
 @styled
-def images(pictures: Any, titles: Sequence[str], columns: int = 5) -> Figure:
-    """uint8 pictures [N, 3, H, W] in a grid, each with its title."""
-    rows = -(-len(titles) // columns)
-    figure, panels = _panels(rows, columns, height=1.35 * rows)
+def images(pictures: Any, titles: Sequence[str]) -> Figure:
+    """uint8 pictures [N, 3, H, W] in a grid of five columns, each with its title."""
+    rows = -(-len(titles) // 5)
+    figure, panels = _panels(rows, 5, height=1.35 * rows)
     for axes in panels:
         axes.axis("off")
     for axes, picture, title in zip(panels, np.asarray(pictures), titles, strict=False):
@@ -292,9 +285,52 @@ def class_gains(gains: pd.DataFrame) -> Figure:
 
 
 @styled
-def groups_by_method(summary: pd.DataFrame, metrics: Sequence[str] = METRICS) -> Figure:
+def prediction_bias(bias: pd.DataFrame) -> Figure:
+    """``tables.prediction_bias``: what is left of the class prior between the groups and within
+    them, a mark a method with both intervals; on the dashed line as much is left of both."""
+    figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * bias["label"].nunique()))
+    names = []
+    for label, part in bias.groupby("label", sort=False):
+        x, y = (pd.DataFrame([vars(t_interval(part[name]))]) for name in BIAS[:2])
+        colour, marker = look(str(part["method"].iloc[0]))
+        face = "white" if part["ours"].any() else colour
+        axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), fmt=marker,
+                      color=colour, mfc=face, lw=0.9, mew=1.4)  # fmt: skip
+        names.append((x["mean"].item(), y["mean"].item(), str(label), colour))
+    axes.axline((0, 0), slope=1, color="0.4", lw=0.9, ls="--")
+    axes.set(xlabel="bias between groups, %", ylabel="bias within groups, %")
+    means = bias.groupby("label")[list(BIAS[:2])].mean().to_numpy()
+    ends = 1.05 * min(0.0, means.min()), 1.1 * means.max()
+    axes.set(xlim=ends, ylim=ends)
+    _note(figure, f"bars: {OVER_SEEDS}; dashed: as much of both")
+    _end_labels(axes, names)
+    return figure
+
+
+@styled
+def deployment(deployed: pd.DataFrame) -> Figure:
+    """``tables.deployment``: each method of FOCUS less the reference, against how the test classes
+    are distributed; dotted as trained, solid at its best tau."""
+    figure, (axes,) = _panels(height=4.0)
+    ends = []
+    for method, part in deployed[deployed["method"].isin(FOCUS)].groupby("method", sort=False):
+        colour, marker = look(str(method))
+        axes.plot(part["s"], part["trained"], ":", color=colour, lw=1.4)
+        axes.plot(part["s"], part["mean"], DASHES.get(marker, "-"), color=colour, lw=1.8)
+        last = part.iloc[-1]
+        ends.append((last["s"], last["mean"], str(last["label"]), colour))
+    axes.axhline(0, color="0.4", lw=0.9)
+    axes.set(xlim=(1, deployed["s"].min()), ylabel=f"points less {LABELS['kd_ce1']}, at its best")
+    axes.set_xlabel("test classes as frequent as $π^s$: 1 as in training, 0 all alike")
+    _note(figure, "dotted: as trained; other lines: less τ log π, at the best τ")
+    _end_labels(axes, ends)
+    return figure
+
+
+@styled
+def groups_by_method(summary: pd.DataFrame) -> Figure:
     """Accuracy of each method on all classes and on each group, a row a method."""
-    figure, axes = _dots(summary, metrics)
+    figure, axes = _dots(summary, METRICS)
     axes.set_xlabel("test accuracy, %")
     _note(figure, f"bars: {OVER_SEEDS}")
     return figure
@@ -337,8 +373,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str]) -> Figure:
 
 
 @styled
-def group_count(paired: pd.DataFrame, reported: pd.DataFrame, metric: str = "all") -> Figure:
-    """Change from n = 3 groups: ours with intervals in colour, the paper's pairs in grey."""
+def group_count(paired: pd.DataFrame, reported: pd.DataFrame) -> Figure:
+    """Change over all classes from n = 3 groups: ours with intervals, the paper's pairs in grey."""
     figure, (axes,) = _panels(height=3.3)
     ends = []
     for (teacher, student), part in reported.groupby(["teacher", "student"], sort=False):
@@ -347,7 +383,7 @@ def group_count(paired: pd.DataFrame, reported: pd.DataFrame, metric: str = "all
         axes.plot(course.index, course, ".-", color="0.7", lw=1)
         text = f"{network_label(str(teacher))}-\n{network_label(str(student))}"
         ends.append((course.index[-1], course.iloc[-1], text, "0.45"))
-    own, (colour, marker) = paired[paired["metric"] == metric], look("ltkd")
+    own, (colour, marker) = paired[paired["metric"] == "all"], look("ltkd")
     reference = pd.DataFrame([{"n_groups": 3, "mean": 0.0, "low": 0.0, "high": 0.0}])
     own = pd.concat([own, reference]).sort_values("n_groups")
     line: dict[str, Any] = {"yerr": _ends(own), "fmt": f"{marker}-", "color": colour}
@@ -357,7 +393,7 @@ def group_count(paired: pd.DataFrame, reported: pd.DataFrame, metric: str = "all
     axes.axhline(0, color="0.4", lw=0.9)
     ticks = sorted({3, *own["n_groups"].astype(int), *reported["cell"].astype(int)} - {4, 25})
     axes.set(xscale="log", xlabel="number of groups (log scale)")
-    axes.set_ylabel(f"{metric}: points from n = 3")
+    axes.set_ylabel("all: points from n = 3")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     _note(figure, f"bars: paired {OVER_SEEDS}; grey: the paper, CIFAR-100-LT, γ = 100")

@@ -37,9 +37,7 @@ def svg(figure: "Figure") -> str:
     return _drawn(figure, "svg", metadata=unnamed).decode()
 
 
-def show(
-    figure: "Figure", alt: str, name: str | None = None, data: "pd.DataFrame | None" = None
-) -> None:
+def show(figure: "Figure", alt: str, name: str, data: "pd.DataFrame | None" = None) -> None:
     """Display ``figure`` with its description and the data behind it.
 
     The same figure gives the same bytes. The output is one bundle: the picture, ``data`` as
@@ -51,7 +49,7 @@ def show(
     if not alt.strip():
         raise ValueError(f"alt = {alt!r}: say in a sentence what the figure shows")
 
-    meta: dict[str, Any] = {"alt": alt, "name": name or "-".join(re.findall(r"\w+", alt.lower()))}
+    meta: dict[str, Any] = {"alt": alt, "name": name}
     mime, picture = "image/svg+xml", svg(figure)
     if len(picture) > SVG_LIMIT:
         png = _drawn(figure, "png", metadata={"Software": None}, dpi=2 * figure.dpi)
@@ -203,9 +201,11 @@ def write_index(
     renderer = Renderer()
     table = "" if problems is None or problems.empty else problems.to_html(index=False, border=0)
     stems = {stem for stem, good in (fresh or {}).items() if good} or None
-    found = sorted(folder.glob("reports/*.manifest.json"))
     manifests = [
-        read_json(path) for path in found if not stems or path.name.partition(".")[0] in stems
+        manifest
+        for path in sorted(folder.glob("reports/*.manifest.json"))
+        if not stems or path.name.partition(".")[0] in stems
+        if (manifest := read_json(path))
     ]
     stem, cells = headline(folder, stems)
     text = page(
@@ -214,7 +214,7 @@ def write_index(
         cells,
         title=title,
         crumbs=[("Studies", "../index.html"), (title, "")],
-        facts=_facts([m for m in manifests if m]),
+        facts=_facts(manifests),
         intro=renderer.markdown(intro),
         data=f"reports/{stem}",
         contents="Notebooks",
@@ -237,7 +237,7 @@ def write_studies_index(outputs: Path) -> None:
 
     found = []
     for index in sorted(outputs.glob("*/index.html")):
-        soup: Any = BeautifulSoup(index.read_text(), "html.parser")
+        soup: Any = BeautifulSoup(index.read_text(encoding="utf-8"), "html.parser")
         h1, text = soup.find("h1"), soup.select_one(".headline p, main > p")
         if not h1:  # no index of ours
             continue

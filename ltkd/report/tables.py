@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
+from sklearn.linear_model import PoissonRegressor
 
 from ..files import many
 from ..groups import GROUPS
@@ -34,14 +35,16 @@ LABELS = {name: method.label for name, method in METHODS.items()} | {
     "cross_biased": "cross, biased", "cross_rebalanced": "cross, rebalanced",
     "within_only": "within only", "cross_and_within": "cross + within (LTKD)"}  # fmt: skip
 
+PLAIN = "kd_ce1"  # plain distillation at LTKD's outer weights: what the losses are held against
 REMOVED = ", prior removed"  # the name of a method whose students are adjusted afterwards
 LABELS |= {f"{name}_removed": method.label + REMOVED for name, method in METHODS.items()}
 OURS = {method.label for method in METHODS.values() if method.ours}
 
 
 def _shown(value: float, digits: int, sign: str = "-") -> str:
-    """The number as text; a tie in the last place falls one way, however the value was summed."""
-    return f"{round(value, 9):{sign}.{digits}f}"
+    """The number as text, with a true minus; a tie in the last place falls one way, however the
+    value was summed."""
+    return f"{round(value, 9):{sign}.{digits}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,15 @@ class Interval:
             return f"{mean} ({self.n}, equal)"
         return f"{mean} ± {_shown((self.high - self.low) / 2, digits)} ({self.n})"
 
-    def difference(self, digits: int = 1) -> str:
-        """'+2.1 [0.3, 3.9]', with a true minus sign; equal values have no interval to show."""
+    def difference(self) -> str:
+        """'+2.1 [0.3, 3.9]'; equal values have no interval to show."""
         if not self.n:
             return "—"
-        ends = ", ".join(_shown(end, digits) for end in (self.low, self.high))
+        ends = ", ".join(_shown(end, 1) for end in (self.low, self.high))
         if not self.has_width:
             ends = f"{self.n}, equal" if self.n > 1 else "no interval"
         ends = f"[{ends}]" if self.has_width else f"({ends})"
-        return f"{_shown(self.mean, digits, '+')} {ends}".replace("-", "−")
+        return f"{_shown(self.mean, 1, '+')} {ends}"
 
     @property
     def side(self) -> str:
@@ -109,19 +112,17 @@ def prediction(values: Iterable[float], m: int) -> Interval:
     return Interval(gap.mean, gap.mean - half, gap.mean + half, gap.n)
 
 
-def verdict(gap: Interval, claim: str = "higher", margin: float = 0.0) -> str:
+def verdict(gap: Interval, margin: float | None = None) -> str:
     """confirmed, contradicted or not resolved, from the interval of a difference.
 
-    claim "higher": on which side of zero the whole interval lies. "equal": whether it lies within
-    +-margin (confirmed) or wholly outside (contradicted).
+    That it is higher: on which side of zero the whole interval lies. With a margin, that it is
+    equal: whether it lies within +-margin (confirmed) or wholly outside (contradicted).
     """
-    if claim == "equal":
-        yes = gap.has_width and -margin <= gap.low and gap.high <= margin
-        no = gap.has_width and (gap.low > margin or gap.high < -margin)
-    elif claim == "higher":
+    if margin is None:
         yes, no = gap.side == "higher", gap.side == "lower"
     else:
-        raise ValueError(f"claim = {claim!r}: allowed: higher, equal")
+        yes = gap.has_width and -margin <= gap.low and gap.high <= margin
+        no = gap.has_width and (gap.low > margin or gap.high < -margin)
     return "confirmed" if yes else "contradicted" if no else "not resolved"
 
 
@@ -161,8 +162,8 @@ def _tidy(runs: pd.DataFrame, by: str, metrics: Sequence[str], about: str) -> pd
     for key, part in runs.groupby(by, sort=False):
         same = {by: key, "label": part["label"].iloc[0], about: part[about].iloc[0]}
         rows += [{**same, "metric": m, **vars(t_interval(part[m]))} for m in metrics]
-    columns = [by, "label", about, "metric", "mean", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = dict.fromkeys([by, "label", about, "metric", "mean", "low", "high", "n"])
+    return pd.DataFrame(rows, columns=[*columns])
 
 
 def summarise(
@@ -210,16 +211,16 @@ def interval_of(tidy: pd.DataFrame, **where: Any) -> Interval:
     return Interval.of(tidy.iloc[0]) if len(tidy) else Interval()
 
 
-def wide(tidy: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+def wide(tidy: pd.DataFrame) -> pd.DataFrame:
     """A plain table of strings, a row a label, a column a metric; differences come with n."""
     cells: dict[str, dict[str, Any]] = {}
     for row in tidy.to_dict("records"):
         gap, line = Interval.of(row), cells.setdefault(marked(str(row["label"])), {})
         if "reference" in row:
-            line |= {f"minus {row['reference']}: {row['metric']}": gap.difference(digits)}
+            line |= {f"minus {row['reference']}: {row['metric']}": gap.difference()}
             line["n"] = max(gap.n, line.pop("n", 0))
         else:
-            line[BEST if row["metric"] == "best_all" else row["metric"]] = gap.plus_minus(digits)
+            line[BEST if row["metric"] == "best_all" else row["metric"]] = gap.plus_minus()
     return pd.DataFrame.from_dict(cells, orient="index")
 
 
@@ -228,22 +229,26 @@ def accuracies(runs: pd.DataFrame, by: str = "method") -> pd.DataFrame:
     return wide(summarise(runs, by, (*METRICS, "best_all")))
 
 
+def as_stated(runs: pd.DataFrame, adjusted: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What a row states of its runs: as trained ("") and, where all their curves are known, with
+    the prior removed (REMOVED)."""
+    after = prior_removed(adjusted)
+    after = after[after["run"].isin(runs["run"])]
+    return {"": runs} | ({REMOVED: after} if len(after) == len(runs) else {})
+
+
 def to_reproduce(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
     """Where a row's mean should fall when its seeds are run again elsewhere, overall and on the
-    tail: as trained and, of the methods whose curves are all known, with the prior removed."""
+    tail: ``as_stated``."""
     cells: dict[str, dict[str, str]] = {}
-    removed = prior_removed(adjusted)
     for method, rows in runs.groupby("method", sort=False):
         cells[str(method)] = {}
-        after = removed[removed["run"].isin(rows["run"])]
-        for how, part in {"": rows, REMOVED: after}.items():
-            if len(part) < len(rows):
-                continue
+        for how, part in as_stated(rows, adjusted).items():
             for metric in ("all", "tail"):
                 gap = prediction(part[metric], len(part))
                 text = "one seed: no interval" if len(part) == 1 else "seeds equal: no interval"
                 if gap.has_width:
-                    text = f"{_shown(gap.low, 1)} to {_shown(gap.high, 1)}".replace("-", "−")
+                    text = f"{_shown(gap.low, 1)} to {_shown(gap.high, 1)}"
                 cells[str(method)][metric + how] = text
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row").fillna("—")
 
@@ -363,9 +368,9 @@ def plane(runs: pd.DataFrame) -> pd.DataFrame:
     return max(parts, key=len, default=own[:0])
 
 
-def not_reached(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> list[Markdown]:
+def not_reached(adjusted: pd.DataFrame) -> list[Markdown]:
     """A line that names what ``at_equal_head`` leaves out: curves that do not reach its height."""
-    _, missed = _at_height(adjusted, reference)
+    _, missed = _at_height(adjusted, PLAIN)
     if not missed:
         return []
     seeds: dict[str, list[str]] = {}
@@ -375,7 +380,7 @@ def not_reached(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> list[Markd
     return [Markdown(f"*Left out, for the curve does not reach that head accuracy: {names}.*")]
 
 
-def at_equal_head(adjusted: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
+def at_equal_head(adjusted: pd.DataFrame, reference: str = PLAIN) -> pd.DataFrame:
     """Whether a method's curve lies above the reference's: ``paired`` differences at one height.
 
     In each seed every curve is read, between its values of tau, where its head accuracy is that
@@ -495,7 +500,7 @@ def beside_paper(
         value = values.get((str(row[by]), metric), np.nan)
         line |= {f"{metric}: ours": ours.plus_minus(digits), f"{metric}: {theirs}": f"{value:.2f}"}
         if same:
-            line[f"{metric}: ours − paper"] = f"{ours.mean - value:+.2f}".replace("-", "−")
+            line[f"{metric}: ours − paper"] = _shown(ours.mean - value, 2, "+")
     for cell in cells["cell"].unique() if others else ():
         if cell not in {*runs[by].astype(str), "teacher"}:
             label = f"n = {cell}" if by == "n_groups" else LABELS.get(cell, cell)
@@ -727,16 +732,16 @@ def confusion(runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: A
     return pd.DataFrame(rows)
 
 
-def class_gains(per_class: pd.DataFrame, reference: str = "kd_ce1") -> pd.DataFrame:
-    """What each class has more than under ``reference``, within a seed, in points.
+def class_gains(per_class: pd.DataFrame) -> pd.DataFrame:
+    """What each class has more than under KD with weights 1 and 1, within a seed, in points.
 
-    Of ``Study.per_class``, one setting's. Tidy: method, label, seed, rank (0 the largest class),
-    group, count, gain; empty where the reference did not run.
+    Of ``Study.per_class``, or ``at_best_share``, one setting's. Tidy: method, label, seed, rank (0
+    the largest class), group, count, gain; empty where that KD did not run.
     """
-    base = per_class[per_class["method"] == reference]
+    base = per_class[per_class["method"] == PLAIN] if len(per_class) else per_class
     if base.empty:
         return pd.DataFrame()
-    both = per_class[per_class["method"] != reference].merge(
+    both = per_class[per_class["method"] != PLAIN].merge(
         base[["seed", "class_id", "accuracy"]], on=["seed", "class_id"], suffixes=("", "_of_it")
     )
     ranked = base.drop_duplicates("class_id").sort_values(
@@ -775,10 +780,108 @@ def border_jumps(gains: pd.DataFrame, width: int = 8) -> pd.DataFrame:
             f"from {above} to {below}": t_interval(jump(at)).difference()
             for at, above, below in zip(borders, GROUPS, GROUPS[1:], strict=False)
         } | {
-            "elsewhere": f"{_shown(elsewhere.mean(), 1, '+')} ± {_shown(elsewhere.std(), 1)}"
-            .replace("-", "−"),
+            "elsewhere": f"{_shown(elsewhere.mean(), 1, '+')} ± {_shown(elsewhere.std(), 1)}",
             "seeds": str(len(each)),
-        }  # fmt: skip
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+BIAS = ("between groups", "within groups", "right group", "right class in it")
+
+
+def prediction_bias(
+    runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any
+) -> pd.DataFrame:
+    """How much of the class prior is left in each run's answers, and where: a row a run.
+
+    "between groups" and "within groups", in percent, are 100 b and 100 w of a Poisson regression
+    of how often each class is the answer, exp(a + b m + w (log pi - m)) a test image of it, with m
+    the mean of log pi over its group (head, medium or tail): 0 is no bias, 100 answers as unequal
+    as the training images. "right group" is the share of test images put into their own group,
+    "right class in it" that of these which have their own class: their product is the accuracy.
+    Classes without an image are left out; empty where no two differ in number.
+    """
+    counts, groups = np.asarray(data.counts), np.asarray(data.groups(3))
+    labels = np.asarray(data.test_labels)
+    tests = np.bincount(labels, minlength=len(counts))
+    known = (counts > 0) & (tests > 0)
+    log_pi = pd.Series(np.log(counts[known] / counts.sum()))
+    mean = log_pi.groupby(groups[known]).transform("mean")
+    columns = ["run", "method", "label", "ours", "seed"]
+    if np.ptp(mean) == 0:
+        return pd.DataFrame(columns=[*columns, *BIAS])
+    parts = np.stack([mean, log_pi - mean], 1)
+    rows = []
+    for run in runs.to_dict("records"):
+        guess = np.asarray(predictions[run["run"]])
+        often = np.bincount(guess, minlength=len(counts))[known] / tests[known]
+        fit = PoissonRegressor(alpha=0, tol=1e-8, max_iter=1000).fit(parts, often, tests[known])
+        placed = 100 * np.mean(groups[guess] == groups[labels])
+        found = *100 * fit.coef_, placed, 1e4 * np.mean(guess == labels) / max(placed, 1e-9)
+        rows.append({key: run[key] for key in columns}
+                    | dict(zip(BIAS, found, strict=True)))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def with_group_counts(runs: pd.DataFrame, counted: pd.DataFrame) -> pd.DataFrame:
+    """The methods' runs of a setting and, as methods of their own, LTKD's with other groups."""
+    more = counted[~counted["run"].isin(runs["run"])]
+    more = more.assign(label=[f"LTKD, n = {n:g}" for n in more["n_groups"]])
+    return pd.concat([runs, more], ignore_index=True)
+
+
+def at_best_share(curves: pd.DataFrame) -> pd.DataFrame:
+    """Each method's classes at the tau at which its mean over seeds is highest, all classes alike.
+
+    curves: ``Study.adjusted_per_class``, one setting's. The tau, which joins the label, is read on
+    the test images, for every method alike: it describes curves, and chooses nothing.
+    """
+    if curves.empty:
+        return curves
+    means = curves.pivot_table(index="method", columns="tau", values="accuracy")
+    best = means.idxmax(axis=1)
+    own = curves[curves["tau"] == curves["method"].map(best)]
+    return own.assign(label=own["label"] + [f", τ = {tau:g}" for tau in own["tau"]])
+
+
+STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
+
+
+def deployment(curves: pd.DataFrame) -> pd.DataFrame:
+    """Every method where test classes are as frequent as pi^s, for each s of STRENGTHS: from 1, as
+    in training, over 0, all alike, to -0.5, where the rare classes are the frequent ones.
+
+    curves: ``Study.adjusted_per_class``, one setting's. Accuracies are the classes', weighed by
+    pi^s, in points less that of KD with weights 1 and 1 at its best tau there, paired by seed.
+    Tidy: method, label, s, trained (mean, as trained), tau (at which the method is best there: a
+    description, as in ``at_best_share``), mean, low, high, n (at that tau). Empty where that KD has
+    no curve.
+    """
+    if curves.empty or PLAIN not in set(curves["method"]):
+        return pd.DataFrame()
+    own = curves[curves["as_trained"]].drop_duplicates("method")
+    rows = []
+    for s in STRENGTHS:
+        weight = curves["count"].astype(float) ** s
+        parts = curves.assign(weight=weight, right=weight * curves["accuracy"])
+        sums = parts.groupby(["method", "seed", "tau"])[["right", "weight"]].sum()
+        level = (sums["right"] / sums["weight"]).unstack("tau")
+        best = level.groupby("method").mean().idxmax(axis=1).to_dict()
+        for method, label, tau in zip(own["method"], own["label"], own["tau"], strict=True):
+            gaps = level.loc[method].sub(level.loc[PLAIN][best[PLAIN]], axis=0)
+            about = {"method": method, "label": label, "s": s, "trained": gaps[tau].mean()}
+            at_best = t_interval(gaps[best[method]])
+            rows.append(about | {"tau": best[method], **vars(at_best)})
+    return pd.DataFrame(rows)
+
+
+def deployment_table(deployed: pd.DataFrame) -> pd.DataFrame:
+    """``deployment`` at four s, a row a method: as trained → at its best tau."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in deployed[deployed["s"] % 0.5 == 0].to_dict("records"):
+        at_best = "0" if row["method"] == PLAIN else Interval.of(row).difference()
+        cell = f"{_shown(row['trained'], 1, '+')} → {at_best}, τ {row['tau']:g}"
+        rows.setdefault(marked(row["label"]), {})["s = " + f"{row['s']:g}".replace("-", "−")] = cell
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -788,12 +891,14 @@ def frequency_sentence(per_class: pd.DataFrame) -> Markdown:
     for label, part in per_class.groupby("label", sort=False):
         mean = part.groupby("class_id")[["accuracy", "count", "group"]].mean()
         flat = mean["accuracy"].nunique() < 2 or mean["count"].nunique() < 2
-        rho = "none" if flat else f"{stats.spearmanr(mean['count'], mean['accuracy'])[0]:+.2f}"
+        rho = (
+            "none" if flat else _shown(stats.spearmanr(mean["count"], mean["accuracy"])[0], 2, "+")
+        )
         by_group = mean.groupby("group")["accuracy"].mean()
         text = (
             f"rank correlation {rho} over {len(mean)} classes, "
-            f"head − tail {by_group.iloc[0] - by_group.iloc[-1]:+.1f} points"
-        ).replace("-", "−")
+            f"head − tail {_shown(by_group.iloc[0] - by_group.iloc[-1], 1, '+')} points"
+        )
         lines.append(f"- **{label}**, class frequency and accuracy: {text}")
     return Markdown("\n".join(lines))
 

@@ -264,6 +264,33 @@ def test_each_group_has_a_line_of_its_own():
     assert "head | medium | tail" in texts(figure)
 
 
+def test_bias_is_a_mark_a_method_and_the_line_is_that_of_equal_parts():
+    rows = [{"method": method, "label": label, "ours": False, "seed": seed,
+             "between groups": between + seed, "within groups": within - seed}
+            for method, label, between, within in (("kd", "KD", 70, 66), ("ltkd", "LTKD", 45, 75),
+                                                   ("ltkd", "LTKD, n = 10", 49, 42))
+            for seed in (-1, 1)]  # fmt: skip
+    (axes,) = (figure := figures.prediction_bias(pd.DataFrame(rows))).axes
+    marks = [tuple(box[0].get_xydata()[0]) for box in axes.containers]
+    assert marks == [(70, 66), (45, 75), (49, 42)]
+    colours = [to_hex(box[0].get_color()) for box in axes.containers]
+    assert colours == [figures.look(name)[0] for name in ("kd", "ltkd", "ltkd")]
+    assert {"KD", "LTKD", "LTKD, n = 10"} <= set(texts(figure).split(" | "))
+    assert axes.get_xlim()[1] == axes.get_ylim()[1] > 75
+
+
+def test_deployment_shows_as_trained_dotted_and_the_best_in_full():
+    rows = [{"method": method, "label": METHODS[method].label, "s": s, "trained": -9.0 * (1 - s),
+             "mean": level} for method, level in (("kd_ce1", 0.0), ("ltkd", 0.5), ("dkd", 3.0))
+            for s in (1.0, 0.0, -0.5)]  # fmt: skip
+    (axes,) = (figure := figures.deployment(pd.DataFrame(rows))).axes
+    lines = {line.get_linestyle(): line.get_ydata() for line in axes.lines[2:4]}
+    np.testing.assert_allclose(lines[":"], [0, -9, -13.5])
+    np.testing.assert_allclose(lines["-"], [0.5] * 3)
+    assert axes.get_xlim() == (1, -0.5)
+    assert "DKD" not in texts(figure)  # not among those in colour
+
+
 def test_the_other_figures():
     reported = paper.reported("group_count")
     frame = pd.concat([runs(["ltkd"]).assign(n_groups=n) for n in (1, 3, 10)])

@@ -278,13 +278,13 @@ def test_the_data_of_figures_are_files_with_names_of_their_own(
 
 
 def test_show_draws_the_same_bytes_and_falls_back_to_png(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (shown(drawing(), monkeypatch, alt="A line.") for _ in range(2))
+    first, second = (shown(drawing(), monkeypatch, alt="A line.", name="line") for _ in range(2))
     assert first == second
     svg = first.data["image/svg+xml"]
     assert mpl.__version__ not in svg
     assert "dc:date" not in svg
-    assert first.metadata["image/svg+xml"] == {"alt": "A line.", "name": "a-line"}
-    large = shown(drawing(20_000), monkeypatch, alt="Many points.")
+    assert first.metadata["image/svg+xml"] == {"alt": "A line.", "name": "line"}
+    large = shown(drawing(20_000), monkeypatch, alt="Many points.", name="points")
     assert sorted(large.data) == ["image/png", "text/plain"]
     png = base64.b64decode(large.data["image/png"])
     width = int.from_bytes(png[16:20])
@@ -292,7 +292,7 @@ def test_show_draws_the_same_bytes_and_falls_back_to_png(monkeypatch: pytest.Mon
     assert large.metadata["image/png"]["width"] == round(width / 2)
     assert b"matplotlib" not in png
     with pytest.raises(ValueError, match="say in a sentence"):
-        page.show(drawing(), alt=" ")
+        page.show(drawing(), alt=" ", name="blank")
 
 
 def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -304,7 +304,7 @@ def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         nbformat.write(new_notebook(cells=cells), source)
         sources.append(source)
     picture = new_code_cell("secret = 1", id="picture")
-    picture.outputs = [shown(drawing(), monkeypatch, alt="The headline.")]
+    picture.outputs = [shown(drawing(), monkeypatch, alt="The headline.", name="headline")]
     sentence = new_markdown_cell("Up by **2.1 points**.", id="sentence")
     for cell in (picture, sentence):
         cell.metadata.tags = ["headline"]
