@@ -880,7 +880,8 @@ def deployment_table(deployed: pd.DataFrame) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for row in deployed[deployed["s"] % 0.5 == 0].to_dict("records"):
         at_best = "0" if row["method"] == PLAIN else Interval.of(row).difference()
-        cell = f"{_shown(row['trained'], 1, '+')} → {at_best}, τ {row['tau']:g}"
+        whole = f"{at_best}, τ {row['tau']:g}".replace(" ", "\u00a0")  # a narrow cell breaks before
+        cell = f"{_shown(row['trained'], 1, '+')} → {whole}"
         rows.setdefault(marked(row["label"]), {})["s = " + f"{row['s']:g}".replace("-", "−")] = cell
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -334,7 +334,7 @@ def test_each_test_set_has_a_share_of_its_own():
         assert found.loc[("kd_ce1", s), "mean"] == pytest.approx(0)
     assert found.loc[("ltkd", -0.5), "mean"] == pytest.approx(2.5)
     assert found.loc[("ltkd", -0.5), "high"] == pytest.approx(2.5 + 12.7062 / 2, abs=1e-3)
-    shown = tables.deployment_table(found.reset_index())
+    shown = tables.deployment_table(found.reset_index()).replace("\u00a0", " ", regex=True)
     assert shown.columns.tolist() == ["s = 1", "s = 0.5", "s = 0", "s = −0.5"]
     assert shown.loc["KD, weights 1 and 1 (ours)", "s = 0"] == "−5.0 → 0, τ 1"
     assert shown.loc["LTKD", "s = −0.5"] == "−4.5 → +2.5 [−3.9, 8.9], τ 1"
