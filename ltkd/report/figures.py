@@ -286,8 +286,8 @@ def class_gains(gains: pd.DataFrame) -> Figure:
 
 @styled
 def prediction_bias(bias: pd.DataFrame) -> Figure:
-    """``tables.prediction_bias``: what is left of the class prior between the groups and within
-    them, a mark a method with both intervals; on the dashed line as much is left of both."""
+    """``tables.prediction_bias``: how biased answers are between the groups and within them, a mark
+    a method with both intervals; on the dashed line as much."""
     figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * bias["label"].nunique()))
     names = []
     for label, part in bias.groupby("label", sort=False):
@@ -297,11 +297,11 @@ def prediction_bias(bias: pd.DataFrame) -> Figure:
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), fmt=marker,
                       color=colour, mfc=face, lw=0.9, mew=1.4)  # fmt: skip
         names.append((x["mean"].item(), y["mean"].item(), str(label), colour))
-    axes.axline((0, 0), slope=1, color="0.4", lw=0.9, ls="--")
     axes.set(xlabel="bias between groups, %", ylabel="bias within groups, %")
-    means = bias.groupby("label")[list(BIAS[:2])].mean().to_numpy()
-    ends = 1.05 * min(0.0, means.min()), 1.1 * means.max()
-    axes.set(xlim=ends, ylim=ends)
+    reach = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    least = min(0.0, bias[list(BIAS[:2])].to_numpy().min())
+    axes.set(xlim=(least, reach), ylim=(least, reach))
+    axes.axline((0, 0), slope=1, color="0.4", lw=0.9, ls="--")
     _note(figure, f"bars: {OVER_SEEDS}; dashed: as much of both")
     _end_labels(axes, names)
     return figure

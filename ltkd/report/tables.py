@@ -792,14 +792,16 @@ BIAS = ("between groups", "within groups", "right group", "right class in it")
 def prediction_bias(
     runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], data: Any
 ) -> pd.DataFrame:
-    """How much of the class prior is left in each run's answers, and where: a row a run.
+    """How biased each run's answers are, between groups and within them: a row a run.
 
     "between groups" and "within groups", in percent, are 100 b and 100 w of a Poisson regression
     of how often each class is the answer, exp(a + b m + w (log pi - m)) a test image of it, with m
     the mean of log pi over its group (head, medium or tail): 0 is no bias, 100 answers as unequal
-    as the training images. "right group" is the share of test images put into their own group,
-    "right class in it" that of these which have their own class: their product is the accuracy.
-    Classes without an image are left out; empty where no two differ in number.
+    as the training images. Not the share of the prior that is left: that one and the same prior
+    makes answers the less unequal, the more accurate a network is. "right group" is the share of
+    test images put into their own group, "right class in it" that of these which have their own
+    class: their product is the accuracy. Classes without an image are left out; empty where the
+    groups, or the classes within them, do not differ in number.
     """
     counts, groups = np.asarray(data.counts), np.asarray(data.groups(3))
     labels = np.asarray(data.test_labels)
@@ -808,9 +810,9 @@ def prediction_bias(
     log_pi = pd.Series(np.log(counts[known] / counts.sum()))
     mean = log_pi.groupby(groups[known]).transform("mean")
     columns = ["run", "method", "label", "ours", "seed"]
-    if np.ptp(mean) == 0:
-        return pd.DataFrame(columns=[*columns, *BIAS])
     parts = np.stack([mean, log_pi - mean], 1)
+    if (np.ptp(parts, axis=0) < 1e-9).any():
+        return pd.DataFrame(columns=[*columns, *BIAS])
     rows = []
     for run in runs.to_dict("records"):
         guess = np.asarray(predictions[run["run"]])
@@ -853,12 +855,14 @@ def deployment(curves: pd.DataFrame) -> pd.DataFrame:
 
     curves: ``Study.adjusted_per_class``, one setting's. Accuracies are the classes', weighed by
     pi^s, in points less that of KD with weights 1 and 1 at its best tau there, paired by seed.
-    Tidy: method, label, s, trained (mean, as trained), tau (at which the method is best there: a
-    description, as in ``at_best_share``), mean, low, high, n (at that tau). Empty where that KD has
-    no curve.
+    Tidy: method, label, s, trained (mean, as trained), tau (at which the mean over the method's
+    seeds is highest there: a description, as in ``at_best_share``, which the intervals do not
+    cover), mean, low, high, n (at that tau). Classes without a test image are left out. Empty where
+    that KD has no curve.
     """
     if curves.empty or PLAIN not in set(curves["method"]):
         return pd.DataFrame()
+    curves = curves.dropna(subset=["accuracy"])
     own = curves[curves["as_trained"]].drop_duplicates("method")
     rows = []
     for s in STRENGTHS:

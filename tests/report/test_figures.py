@@ -276,7 +276,9 @@ def test_bias_is_a_mark_a_method_and_the_line_is_that_of_equal_parts():
     colours = [to_hex(box[0].get_color()) for box in axes.containers]
     assert colours == [figures.look(name)[0] for name in ("kd", "ltkd", "ltkd")]
     assert {"KD", "LTKD", "LTKD, n = 10"} <= set(texts(figure).split(" | "))
-    assert axes.get_xlim()[1] == axes.get_ylim()[1] > 75
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_ylim()[1] > 75 + 12.7  # t(0.975, 1): the interval is whole
 
 
 def test_deployment_shows_as_trained_dotted_and_the_best_in_full():

@@ -303,10 +303,10 @@ def test_bias_between_groups_and_within_them_are_told_apart():
 
 def test_without_a_long_tail_there_is_no_bias_to_find():
     data = Images([7] * 6)
-    data.counts = np.full(6, 5)
-    found = tables.prediction_bias(runs({"kd": [0.0]}).assign(label="KD"), {}, data)
-    assert found.empty
-    assert tables.wide(tables.summarise(found, "label", tables.BIAS)).empty
+    for counts in (np.full(6, 37), np.array([320, 320, 80, 80, 20, 20])):  # no slope within groups
+        data.counts = counts
+        found = tables.prediction_bias(runs({"kd": [0.0]}).assign(label="KD"), {}, data)
+        assert found.empty
 
 
 def two_classes() -> pd.DataFrame:
@@ -339,6 +339,10 @@ def test_each_test_set_has_a_share_of_its_own():
     assert shown.loc["KD, weights 1 and 1 (ours)", "s = 0"] == "−5.0 → 0, τ 1"
     assert shown.loc["LTKD", "s = −0.5"] == "−4.5 → +2.5 [−3.9, 8.9], τ 1"
     assert tables.deployment(two_classes().query("method == 'ltkd'")).empty
+    # A third class, of which there is no test image, changes nothing.
+    unseen = two_classes().query("class_id == 1").assign(class_id=2, accuracy=np.nan)
+    again = tables.deployment(pd.concat([two_classes(), unseen], ignore_index=True))
+    pd.testing.assert_frame_equal(again, tables.deployment(two_classes()))
 
 
 def test_the_best_share_is_one_a_method():
