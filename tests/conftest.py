@@ -11,7 +11,7 @@ import torch
 
 from ltkd.data import DataError
 from ltkd.data.sources import source
-from ltkd.params import RunSpec, StudyParameters
+from ltkd.params import RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,16 +28,6 @@ def no_gpu(request):
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield
-
-
-def parameters_cell() -> str:
-    """Source of the notebooks' parameters cell: each key's type, default and meaning."""
-    lines = []
-    for name, info in StudyParameters.model_fields.items():
-        value = info.default
-        kind = "object" if value is None else type(value).__name__
-        lines.append(f"{name}: {kind} = {value!r}  # {info.description}")
-    return "\n".join(lines)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import parameters_cell
+from cells import parameters_cell
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import parameters_cell
+from cells import parameters_cell
 
 from ltkd.methods import METHODS
 from ltkd.models import create_model, list_models

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import parameters_cell
+from cells import parameters_cell
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ["00_data", "01_decomposition", "02_teachers", "03_distillation", "04_ablations",
