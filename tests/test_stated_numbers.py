@@ -49,10 +49,15 @@ STEPS = (
 )  # fmt: skip
 
 
+def listed(study):
+    """runs.csv of a study."""
+    path = ROOT / "outputs" / study / "runs.csv"
+    return pd.read_csv(path, keep_default_na=False, na_values={"n_groups": [""]})
+
+
 def frames(part="distillation", study=FIRST, curves="03_distillation.frontier-*.csv"):
-    folder = ROOT / "outputs" / study
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
-    (path,) = folder.glob(f"reports/{curves}")
+    runs = listed(study)
+    (path,) = (ROOT / "outputs" / study).glob(f"reports/{curves}")
     return runs[runs["part"] == part], pd.read_csv(path)
 
 
@@ -582,15 +587,26 @@ def called(row):
     return row["variant"] or row["label"]
 
 
+def students_of(study, student):
+    """(what it is called, seed, folder, record) of each run that makes such a student."""
+    runs = listed(study)
+    for row in runs[runs["student"] == student].to_dict("records"):
+        at = ROOT / "outputs" / study / "runs" / row["run"]
+        yield called(row), row["seed"], at, json.loads((at / "record.json").read_text())
+
+
+def by_size(correct, about):
+    """Accuracy in percent of each class, the largest first, of right answers [..., C]."""
+    order = np.argsort(-np.array(about["counts"]), kind="stable")
+    return (100 * np.array(correct) / np.array(about["test_counts"]))[..., order]
+
+
 def by_class(study, student):
     """name -> seed -> accuracy of each class, the largest first, in percent."""
-    folder, found = ROOT / "outputs" / study, {}
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
-    for row in runs[runs["student"] == student].to_dict("records"):
-        about = json.loads((folder / "runs" / row["run"] / "record.json").read_text())
-        order = np.argsort(-np.array(about["data"]["counts"]), kind="stable")
-        each = np.array(about["history"][-1]["correct"]) / np.array(about["data"]["test_counts"])
-        found.setdefault(called(row), {})[row["seed"]] = 100 * each[order]
+    found = {}
+    for name, seed, _, record in students_of(study, student):
+        each = by_size(record["history"][-1]["correct"], record["data"])
+        found.setdefault(name, {})[seed] = each
     return found
 
 
@@ -630,18 +646,12 @@ PLAIN, QUARTERS = "KD, weights 1 and 1", np.arange(9) / 4
 def by_class_and_tau(study, student):
     """name -> seed -> accuracy in percent at each tau [9, C], the largest class first; and the
     training images of those classes."""
-    folder, found = ROOT / "outputs" / study, {}
-    runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
-    for row in runs[runs["student"] == student].to_dict("records"):
-        path = folder / "runs" / row["run"] / "adjusted.json"
-        if path.exists():
-            about = json.loads(path.with_name("record.json").read_text())["data"]
-            order = np.argsort(-np.array(about["counts"]), kind="stable")
-            each = np.array(json.loads(path.read_text())["correct"]) / np.array(
-                about["test_counts"]
-            )
-            found.setdefault(called(row), {})[row["seed"]] = 100 * each[:, order]
-    return found, np.sort(about["counts"])[::-1]
+    found = {}
+    for name, seed, at, record in students_of(study, student):
+        if (path := at / "adjusted.json").exists():
+            each = by_size(json.loads(path.read_text())["correct"], record["data"])
+            found.setdefault(name, {})[seed] = each
+    return found, np.sort(record["data"]["counts"])[::-1]
 
 
 def at_best(curves):
@@ -745,13 +755,9 @@ def prediction_bias(row, record, labels):
 def bias_rows():
     labels = load("cifar100", 100.0, 0).test_labels.numpy()
     for schedule, study, student, names in BIASED_ROWS:
-        folder, found = ROOT / "outputs" / study, {}
-        runs = pd.read_csv(folder / "runs.csv", keep_default_na=False, na_values={"n_groups": [""]})
-        for one in runs[runs["student"] == student].to_dict("records"):
-            if (name := called(one)) in names:
-                at = folder / "runs" / one["run"]
-                record = json.loads((at / "record.json").read_text())
-                found.setdefault(name, {})[one["seed"]] = prediction_bias(at, record, labels)
+        found = {}
+        for name, seed, at, record in students_of(study, student):
+            found.setdefault(name, {})[seed] = prediction_bias(at, record, labels)
         for name in names:
             each, kd = found[name], found[PLAIN]
             cells = [tables.t_interval(part).plus_minus().split(" (")[0]
