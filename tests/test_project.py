@@ -56,12 +56,12 @@ def readme_blocks(language, folder="."):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(("name", "lines"), [("LTKDLoss", 4), (" KDLoss", 4)])
-def test_the_readmes_losses_run_in_a_plain_loop(name, lines):
+@pytest.mark.parametrize("name", ["LTKDLoss", " KDLoss"])
+def test_the_readmes_losses_run_in_a_plain_loop(name):
     import torch
 
     (example,) = [block for block in readme_blocks("python") if name in block][:1]
-    assert len([line for line in example.splitlines() if line]) <= lines
+    assert len([line for line in example.splitlines() if line]) <= 4
     torch.manual_seed(0)
     student, teacher = torch.nn.Linear(6, 10), torch.nn.Linear(6, 10)
     x, y = torch.randn(32, 6), torch.randint(10, (32,))

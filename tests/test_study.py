@@ -665,21 +665,31 @@ def test_three_hundred_runs_are_read_once_each_and_chosen_without_a_search(tmp_p
     first, second = (load.study(tmp_path, 300) for _ in range(2))
     monkeypatch.setattr(pool, "ProcessPoolExecutor", load.AtOnce(first.store, record))
     reads, looks = Counter(), Counter()
-    read_text, reason = Path.read_text, pool.Outcome.reason
+    read_text, teacher_of, choose = Path.read_text, RunSpec.teacher_spec, pool._next
+    choosing = []
 
     def counted(path, *args, **kwargs):
         reads[path] += path.name == "record.json"
         return read_text(path, *args, **kwargs)
 
-    def looked(out, name):  # once for each look at a run, by its teacher
-        looks[name] += 1
-        return reason(out, name)
+    def looked(spec):  # one with a teacher: any other is chosen as soon as it is looked at
+        looks[identity(spec)] += bool(choosing)
+        return teacher_of.fget(spec)
+
+    def chosen(*given):
+        choosing.append(1)
+        try:
+            return choose(*given)
+        finally:
+            choosing.pop()
 
     monkeypatch.setattr(Path, "read_text", counted)
     monkeypatch.setattr("os.fsync", lambda _: None)  # a busy disk's time is not asked for
-    monkeypatch.setattr(pool.Outcome, "reason", looked)
+    monkeypatch.setattr(RunSpec, "teacher_spec", property(looked))
+    monkeypatch.setattr(pool, "_next", chosen)
     assert len(first.make(quiet=True, jobs=2).records) == 301
-    assert looks.total() <= 4 * 301
+    assert set(looks) >= {identity(s) for _, s in first.specs("distillation") if s.teacher}
+    assert max(looks.values()) <= 4
     reads.clear()
     out = second.make(quiet=True)
     load.report(second)
