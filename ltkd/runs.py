@@ -132,6 +132,10 @@ class Store:
             return self.folder / "teachers" / f"{identity(spec)}.safetensors"
         return self.run_folder(spec) / "model.safetensors"
 
+    def tables(self, teacher: RunSpec, model_sha256: str) -> Path:
+        """Where its answers are kept; by its bytes, too: one trained anew gives other answers."""
+        return self.folder / "tables" / f"{identity(teacher)}-{model_sha256[:12]}"
+
     def all(self) -> list[RunRecord]:
         """Every finished record of this library and these data, by name."""
         found: dict[str, RunRecord] = {}
@@ -354,9 +358,8 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
             code["commit"], files.versions()["torch"], "dirty" * bool(code["dirty"])]  # fmt: skip
     teacher, model, teacher_sha256 = None, None, None
     if spec.teacher:
-        # By its bytes: the answers of a teacher that was trained anew are other answers.
         teacher_sha256 = files.sha256(store.model_path(spec.teacher_spec))
-        table = store.folder / "tables" / f"{identity(spec.teacher_spec)}-{teacher_sha256[:12]}"
+        table = store.tables(spec.teacher_spec, teacher_sha256)
         model = store.load_model(spec.teacher_spec).to(device)
         teacher = Teacher(model, spec, feed, table if spec.teacher_source == "table" else None)
     progress, checkpoint = store.progress(spec), store.checkpoint(spec)

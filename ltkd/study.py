@@ -40,8 +40,8 @@ from .params import (
     settings_of,
 )
 from .runs import RunRecord, Store, pick_device
-from .teacher import table_row
-from .train import predict
+from .teacher import Table, table_row
+from .train import EVAL_BATCH, predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
 _AT = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained"]
@@ -103,7 +103,6 @@ class Study:
         self.store = Store(self.folder)
         self._began = time.monotonic()
         self._used: dict[str, RunRecord] = {}
-        self._train_logits: dict[str, tuple[Tensor, Tensor]] = {}
         # Under `ltkd run` a page's own process does not try again what has failed already, and
         # seals the inputs that were there before it began.
         self._failed: dict[str, dict[str, str]] = _told("LTKD_FAILED")
@@ -594,16 +593,27 @@ class Study:
         spec = self._spec(self._first(), "student")
         return predict(model, self.data(), images, spec)
 
-    def train_logits(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """The pair's teacher on the training images as they are, computed once: logits [N, C] and
-        labels [N]; where there are more than 20,000, of so many, evenly spaced."""
-        if pair.teacher not in self._train_logits:
-            data = self.data()
-            n = len(data.train_labels)
-            some = torch.linspace(0, n - 1, min(n, 20_000), dtype=torch.float64).round().long()
-            logits = self.logits(self.teacher(pair)[0], data.train_images[some])
-            self._train_logits[pair.teacher] = logits, data.train_labels[some]
-        return self._train_logits[pair.teacher]
+    def teacher_logits(self, pair: Pair, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """The pair's teacher on the training or test images as they are, at the first gamma: logits
+        [N, C] and labels [N]; where there are more than 20,000, of so many, evenly spaced.
+
+        Kept with the teacher's table, for all pages; in a folder that is read-only, computed anew.
+        """
+        data, (model, about) = self.data(), self.teacher(pair)
+        images = data.train_images if part == "train" else data.test_images
+        labels = data.train_labels if part == "train" else data.test_labels
+        n = len(labels)
+        some = torch.linspace(0, n - 1, min(n, 20_000), dtype=torch.float64).round().long()
+        place, row = np.arange(len(some)), table_row(len(data.class_names), number="<f4")
+        folder = self.store.tables(self._teacher_spec(pair), about["model_sha256"])
+        try:
+            table = Table(folder / f"{part}_images.npy", row, len(some))
+            for block in files.chunks(place[~table.read(place)[1]], EVAL_BATCH):
+                table.write(block, self.logits(model, images[some[block]]).cpu().numpy())
+            logits = torch.from_numpy(table.read(place)[0])
+        except OSError:
+            logits = self.logits(model, images[some])
+        return logits, labels[some]
 
     # ---- provenance
 

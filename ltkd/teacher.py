@@ -55,22 +55,22 @@ def table_name(spec: RunSpec) -> str:
     return f"maps{pool:g}.npy" if pool else "logits.npy"
 
 
-def table_row(classes: int, side: int) -> np.dtype[Any]:
+def table_row(classes: int, side: int = 0, number: str = "<f2") -> np.dtype[Any]:
     """A row of a table: logits, or CAT-KD's maps pooled to ``side`` x ``side``, and a check."""
     shape = (classes, side, side) if side else (classes,)
-    return np.dtype([("answer", "<f2", shape), ("check", "<u4")])
+    return np.dtype([("answer", number, shape), ("check", "<u4")])
 
 
 class Table:
     """Rows of answers in one file of a given shape, [views * images], read through memory.
 
-    A row is (answer in fp16, check); check is the CRC-32 of the answer, begun with the row's place,
+    A row is (answer, check); check is the CRC-32 of the answer, begun with the row's place,
     or 0 where nobody asked yet. A row that a kill or a disk has torn does not match its check, and
     counts as not filled. The file is one of holes: a row takes room on the disk once it is filled.
     """
 
     def __init__(
-        self, path: Path, row: np.dtype[Any], length: int, stop: Callable[[], bool]
+        self, path: Path, row: np.dtype[Any], length: int, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self.path, self.dtype, self.length = path, row, length
         with locked(path.with_suffix(".lock"), stop):

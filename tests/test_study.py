@@ -204,6 +204,40 @@ def test_the_teacher_and_its_logits(study):
     assert seen == sum(record["history"][-1]["correct"])
 
 
+def test_the_teachers_logits_are_computed_once_and_damage_is_seen(study, monkeypatch):
+    pair, data = Pair("resnet8", "resnet8"), study.data()
+    model, record = study.teacher(pair)
+    sets = {"train": (data.train_images, data.train_labels),
+            "test": (data.test_images, data.test_labels)}  # fmt: skip
+    for part, (images, labels) in sets.items():
+        logits, told = study.teacher_logits(pair, part)
+        assert torch.equal(logits, study.logits(model, images))
+        assert torch.equal(told, labels)
+    asked = []
+
+    def last(model, images):
+        asked.append(len(images))
+        return logits[-1:]
+
+    monkeypatch.setattr(study, "logits", last)
+    assert torch.equal(study.teacher_logits(pair, "test")[0], logits)
+    assert asked == []
+    kept = study.folder / "tables" / f"{record['run']}-{record['model_sha256'][:12]}"
+    path = kept / "test_images.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1  # a bit of the last image's logits
+    path.write_bytes(raw)
+    assert torch.equal(study.teacher_logits(pair, "test")[0], logits)
+    assert asked == [1]
+
+    def unwritable(*given):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("ltkd.study.Table", unwritable)
+    assert torch.equal(study.teacher_logits(pair, "test")[0], logits[-1:])
+    assert asked == [1, len(data.test_labels)]
+
+
 def test_the_manifest_names_everything_and_seals_itself(study, monkeypatch):
     from ltkd.files import canonical, hardware, sha256
 

@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from ..files import many
 from ..study import network_label
-from .tables import BIAS, GROUPS, LABELS, METRICS, TAILS, t_interval
+from .tables import BIAS, GROUPS, LABELS, METRICS, PLAIN, TAILS, t_interval
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
@@ -320,7 +320,7 @@ def deployment(deployed: pd.DataFrame) -> Figure:
         last = part.iloc[-1]
         ends.append((last["s"], last["mean"], str(last["label"]), colour))
     axes.axhline(0, color="0.4", lw=0.9)
-    axes.set(xlim=(1, deployed["s"].min()), ylabel=f"points less {LABELS['kd_ce1']}, at its best")
+    axes.set(xlim=(1, deployed["s"].min()), ylabel=f"points less {LABELS[PLAIN]}, at its best")
     axes.set_xlabel("test classes as frequent as $π^s$: 1 as in training, 0 all alike")
     _note(figure, "dotted: as trained; other lines: less τ log π, at the best τ")
     _end_labels(axes, ends)
@@ -486,8 +486,8 @@ def trade_off(summary: pd.DataFrame) -> Figure:
             axes.plot(*course, ":", color=colour, lw=1.1, zorder=1)
             axes.plot(right, up, "x", color=colour, ms=6, mew=1.8, zorder=5)
             crosses = "\ncross: the same students, prior removed"
-            if method == "kd_ce1":  # of which the text speaks
-                ends.append((right, up, LABELS["kd_ce1_removed"], colour))
+            if method == PLAIN:  # of which the text speaks
+                ends.append((right, up, LABELS[f"{PLAIN}_removed"], colour))
         face = "white" if part["ours"].any() else colour
         how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)

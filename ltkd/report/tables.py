@@ -639,10 +639,9 @@ def teacher_mass(
 def batches(study: Any, pair: Any) -> pd.DataFrame:
     """``teacher_mass`` in balanced test and long-tailed training batches, at the first gamma; as
     many images a batch as LTKD's b is a sum over."""
-    (model, _), data = study.teacher(pair), study.data()
-    groups, t = data.groups(3), study.temperature
-    kinds = {"balanced": (study.logits(model, data.test_images), data.test_labels),
-             "long-tailed": study.train_logits(pair)}  # fmt: skip
+    groups, t = study.data().groups(3), study.temperature
+    kinds = {"balanced": study.teacher_logits(pair, "test"),
+             "long-tailed": study.teacher_logits(pair, "train")}  # fmt: skip
     return pd.concat([teacher_mass(logits, labels, groups, kind, temperature=t, size=study.batch)
                       for kind, (logits, labels) in kinds.items()], ignore_index=True)  # fmt: skip
 

@@ -526,16 +526,14 @@ def test_every_claim_of_a_study_whose_answers_are_known():
     data = type("D", (), {
         "gamma": 100.0, "counts": np.arange(20, 0, -1),
         "groups": lambda self, n: np.repeat([0, 1, 2], [7, 6, 7]),
-        **{f"{part}_{what}": labels for part in ("test", "train") for what in ("images", "labels")},
     })()  # fmt: skip
     study = type("S", (), {
         "parameters": type("P", (), {"gammas": [100.0]}), "schedule": "steps",
         "pairs": [pair], "temperature": 1.0, "batch": 64, "results": lambda self, part: parts[part],
-        "data": lambda self, gamma=0: data, "teacher": lambda self, pair: (None, {}),
+        "data": lambda self, gamma=0: data,
         # Twice the logit in the head, a little more of it from image to image.
-        "logits": lambda self, model, images: (
-            np.linspace(1, 1.1, 40)[:, None] * np.repeat([2, 1, 1], [7, 6, 7])),
-        "train_logits": lambda self, pair: (self.logits(None, None), data.train_labels),
+        "teacher_logits": lambda self, pair, part: (
+            np.linspace(1, 1.1, 40)[:, None] * np.repeat([2, 1, 1], [7, 6, 7]), labels),
     })()  # fmt: skip
     tests = claims.claims(study)
     yes, no = "confirmed", "contradicted"
