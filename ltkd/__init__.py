@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .adjust import adjust_logits as adjust_logits
+    from .adjust import fit_tau as fit_tau
     from .groups import class_groups as class_groups
     from .groups import threshold_groups as threshold_groups
     from .losses import Decomposition as Decomposition
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .study import Study as Study
 
 _HOME = {
-    "adjust": ("adjust_logits",),
+    "adjust": ("adjust_logits", "fit_tau"),
     "groups": ("class_groups", "threshold_groups"),
     "losses": ("Decomposition", "LTKDLoss", "decompose"),
     "params": ("RunSpec", "StudyParameters"),

@@ -24,6 +24,67 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
     Raises ValueError where logits are not floating numbers of this shape, counts are not whole
     numbers, one a class, tau is not finite, or a class has no image: its prior has no logarithm.
     """
+    prior = _log_prior(logits, counts)
+    if not isinstance(tau, Real) or not math.isfinite(tau):
+        raise ValueError(f"tau is {tau!r}; it must be a finite number")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype) - (tau * prior).to(dtype).to(logits.device)
+
+
+def fit_tau(
+    logits: Tensor,
+    counts: Tensor | Sequence[int],
+    frequencies: Tensor | Sequence[float] | None = None,
+) -> float:
+    """The tau of least cross-entropy on images of which the labels are not known.
+
+    logits       [N, C] about them, of a finished network
+    counts       [C] training images of each class
+    frequencies  [C] of the classes among the N images, up to a factor; None: all alike
+
+    The cross-entropy of softmax(z - tau log pi) is mean logsumexp(z - tau log pi) + tau q . log pi
+    but for what tau does not move, q being the frequencies: labels have no other part in it. It is
+    convex in tau, and least where the classes' mean probabilities have the log pi of the
+    frequencies in the mean. Raises ValueError as ``adjust_logits`` does, where a logit is not
+    finite, where all counts are equal, and for frequencies that are negative or have all their
+    weight on the classes with the most or the fewest images: there is no least then.
+    """
+    prior, z = _log_prior(logits, counts), logits.detach().cpu().double()
+    if not len(z) or not z.isfinite().all():
+        raise ValueError(f"logits, {list(z.shape)}: must be finite, of one image or more")
+    try:
+        given = [1.0] * len(prior) if frequencies is None else frequencies
+        q = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        q = torch.empty(0)
+    if q.shape != prior.shape or not (q.isfinite() & (q >= 0)).all() or not q.sum() > 0:
+        raise ValueError(
+            f"frequencies is {frequencies!r}; it must be [{len(prior)}] finite numbers, none "
+            "negative and not all zero"
+        )
+    wanted = float(q @ prior / q.sum())
+    if not prior.min() < wanted < prior.max():
+        raise ValueError(
+            "counts are all equal, or frequencies only of the classes with the most or the fewest "
+            "images: no tau is the best"
+        )
+
+    def too_small(tau: float) -> bool:
+        return float(((z - tau * prior).softmax(1) @ prior).mean()) > wanted
+
+    low, high = -1.0, 1.0
+    while not too_small(low):
+        low *= 2
+    while too_small(high):
+        high *= 2
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_small(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _log_prior(logits: Tensor, counts: Tensor | Sequence[int]) -> Tensor:
+    """log pi [C] in float64, on the processor: not every GPU has float64."""
     counts = whole_numbers("counts", counts).cpu()
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         given = logits.dtype if isinstance(logits, Tensor) else f"of type {type(logits).__name__}"
@@ -32,11 +93,7 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
         raise ValueError(f"logits has shape {list(logits.shape)}; it must be [B, C]")
     if len(counts) != logits.shape[1]:
         raise ValueError(f"counts has {len(counts)} classes, the logits {logits.shape[1]}")
-    if not isinstance(tau, Real) or not math.isfinite(tau):
-        raise ValueError(f"tau is {tau!r}; it must be a finite number")
     if (counts < 1).any():
         empty = (counts < 1).nonzero().flatten().tolist()
         raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
-    prior = (counts.double() / counts.sum()).log()  # on the processor: not every GPU has float64
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype) - (tau * prior).to(dtype).to(logits.device)
+    return (counts.double() / counts.sum()).log()

@@ -1,14 +1,14 @@
 """What a finished student comes to while the class prior is taken out of its logits, step by step:
-``adjust_logits`` at each tau, on the test images."""
+``adjust_logits`` at each tau, and at that of ``fit_tau``, on the test images."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import files
-from .adjust import adjust_logits
+from .adjust import adjust_logits, fit_tau
 from .data import LongTailed
 from .methods import METHODS
 from .runs import RunRecord, Store, pick_device
@@ -22,24 +22,50 @@ def has_curve(store: Store, record: RunRecord) -> bool:
     return (record.folder / "adjusted.json").exists() or store.model_path(record.spec).exists()
 
 
-def _about(record: RunRecord) -> dict[str, Any]:
-    return {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
-
-
-def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
-    """``adjusted_counts`` as they lie beside the record; None where nothing was computed."""
-    path, about = record.folder / "adjusted.json", _about(record)
+def _known(store: Store, record: RunRecord) -> dict[str, Any]:
+    """What was computed once and lies beside the record."""
+    path = record.folder / "adjusted.json"
+    about = {"model_sha256": record.values["model_sha256"], "tau": list(TAUS)}
     try:
         found = files.unsealed(json.loads(path.read_text()))
         if {key: found[key] for key in about} != about:
             raise ValueError("it is of another network or other values of tau")
-        return np.asarray(found["correct"])
+        return found
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         kept = store.model_path(record.spec).exists()
         files.set_aside(path, error, "made anew" if kept else "its network is not there any more")
-    return None
+    return about
+
+
+def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
+    """``adjusted_counts`` as they lie beside the record; None where nothing was computed."""
+    found = _known(store, record)
+    return np.asarray(found["correct"]) if "correct" in found else None
+
+
+def _values(store: Store, record: RunRecord, data: LongTailed, device: str) -> dict[str, Any]:
+    """``_known``, and where the network is kept all that is not there."""
+    found = _known(store, record)
+    kept = store.model_path(record.spec).exists() and not (data.counts < 1).any()
+    if "fitted" in found or not kept:
+        return found
+    model = store.load_model(record.spec).to(pick_device(device))
+    logits = predict(model, data, data.test_images, record.spec).cpu()
+    own, labels = float(METHODS[record.spec.method].balanced), data.test_labels
+
+    def correct(tau: float) -> list[int]:
+        right = adjust_logits(logits, data.counts, tau - own).argmax(1) == labels
+        return labels[right].bincount(minlength=len(data.counts)).tolist()
+
+    fitted = None
+    with suppress(ValueError):  # classes that are all as frequent have no prior
+        tau = round(own + fit_tau(logits, data.counts, labels.bincount()), 4)
+        fitted = {"tau": tau, "correct": correct(tau)}
+    found = {"correct": [correct(tau) for tau in TAUS], "fitted": fitted} | found
+    files.write_atomic(record.folder / "adjusted.json", json.dumps(files.sealed(found)) + "\n")
+    return found
 
 
 def adjusted_counts(
@@ -51,16 +77,14 @@ def adjusted_counts(
     trained stands at tau = 1 as it is. What was computed once lies beside the record. device:
     auto, cpu or cuda, asked for only where something is to be computed.
     """
-    if (known := known_counts(store, record)) is not None:
-        return known
-    if not store.model_path(record.spec).exists() or (data.counts < 1).any():
-        return None
-    model = store.load_model(record.spec).to(pick_device(device))
-    logits = predict(model, data, data.test_images, record.spec).cpu()
-    own, labels = float(METHODS[record.spec.method].balanced), data.test_labels
-    right = [labels[adjust_logits(logits, data.counts, tau - own).argmax(1) == labels]
-             for tau in TAUS]  # fmt: skip
-    correct = torch.stack([one.bincount(minlength=len(data.counts)) for one in right])
-    values = files.sealed(_about(record) | {"correct": correct.tolist()})
-    files.write_atomic(record.folder / "adjusted.json", json.dumps(values) + "\n")
-    return correct.numpy()
+    found = _values(store, record, data, device)
+    return np.asarray(found["correct"]) if "correct" in found else None
+
+
+def fitted_counts(
+    store: Store, record: RunRecord, data: LongTailed, device: str
+) -> tuple[float, np.ndarray] | None:
+    """The tau of ``fit_tau`` on the test images, whose labels it does not see but for how many each
+    class has, counted as in ``adjusted_counts``, and the correct ones a class [C] there."""
+    found = _values(store, record, data, device).get("fitted")
+    return (found["tau"], np.asarray(found["correct"])) if found else None

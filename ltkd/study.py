@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .curves import TAUS, adjusted_counts, has_curve, known_counts
+from .curves import TAUS, adjusted_counts, fitted_counts, has_curve, known_counts
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
@@ -44,10 +44,12 @@ from .teacher import Table, table_row
 from .train import EVAL_BATCH, predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
-_AT = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau", "as_trained"]
-CURVE = [*_AT, "all", *GROUPS]
+_AT = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau"]
+FITTED = [*_AT, "all", *GROUPS]
+"""Columns of ``Study.fitted``"""
+CURVE = [*_AT, "as_trained", "all", *GROUPS]
 """Columns of ``Study.adjusted``"""
-CLASS_CURVE = [*_AT, "class_id", "count", "group", "accuracy"]
+CLASS_CURVE = [*_AT, "as_trained", "class_id", "count", "group", "accuracy"]
 """Columns of ``Study.adjusted_per_class``"""
 NOT_MADE = "not made yet"  # the reason of a run that was not tried
 _CODE = types.ModuleType | type | types.FunctionType | types.MethodType
@@ -480,6 +482,23 @@ class Study:
         for tau, right in zip(TAUS, correct, strict=True):
             where = {"tau": tau, "as_trained": tau == float(method.balanced)}
             yield name | where | self._accuracies(record, right)
+
+    def fitted(self, part: str) -> pd.DataFrame:
+        """A row a run: the tau of ``fit_tau`` on the test images, and the accuracies there.
+
+        Their labels are used for nothing but how frequent the classes are. Runs of which it is not
+        known, and whose network is not kept here, are left out.
+        """
+        rows = []
+        for variant, record in self._records(part):
+            data, device = self.data(record.spec.gamma), self.parameters.device
+            if found := fitted_counts(self.store, record, data, device):
+                tau, correct = found
+                about = {"ours": METHODS[record.spec.method].ours, "tau": tau}
+                rows.append(
+                    self._labels(variant, record) | about | self._accuracies(record, correct)
+                )
+        return pd.DataFrame(rows, columns=FITTED)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:
         """Class ids of the test images [N] at the last epoch, by run."""

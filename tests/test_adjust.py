@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltkd import Study, adjust_logits
-from ltkd.curves import TAUS, adjusted_counts, has_curve
+from ltkd import Study, adjust_logits, files, fit_tau
+from ltkd.curves import TAUS, adjusted_counts, fitted_counts, has_curve
 from ltkd.methods import METHODS
 
 CPU = torch.device("cpu")
@@ -129,6 +131,89 @@ def test_class_by_class_it_is_the_same(study):
         assert np.average(own["accuracy"], weights=tests) == pytest.approx(row["all"])
         tail = own.loc[own["group"] == 2, "accuracy"].mean()
         assert tail == pytest.approx(row["tail"])
+
+
+@pytest.mark.parametrize("tau", [-0.7, 0.0, 1.0, 2.5])
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_share_of_the_prior_in_exact_logits_is_found(tau, alike):
+    # So many images of class c look like x; whoever sees x alone has these odds, and a prior more.
+    seen, counts = np.array([[6, 1, 2], [1, 6, 1], [2, 2, 6]]), [500, 50, 5]
+    if not alike:
+        seen = seen * [1, 3, 10]
+    prior = np.log(np.array(counts) / sum(counts))
+    logits = torch.tensor((np.log(seen) + tau * prior).repeat(seen.sum(1), axis=0))
+    given = {} if alike else {"frequencies": seen.sum(0)}
+    assert fit_tau(logits + torch.randn(len(logits), 1), counts, **given) == pytest.approx(
+        tau, abs=2e-6
+    )
+
+
+def test_the_fitted_tau_is_that_of_least_cross_entropy_whatever_the_labels():
+    torch.manual_seed(0)
+    logits, counts = 3 * torch.randn(90, 4, dtype=torch.float64), [90, 30, 9, 1]
+    labels = torch.tensor([0, 1, 2, 3, 3, 1]).repeat(15)
+    found = fit_tau(logits, counts, labels.bincount())
+    for order in (slice(None), torch.randperm(90)):
+        best = minimize_scalar(
+            lambda tau, y: F.cross_entropy(adjust_logits(logits, counts, tau), y).item(),
+            args=(labels[order],), tol=1e-10,
+        )  # fmt: skip
+        assert found == pytest.approx(best.x, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"counts": [5, 5, 5]}, "counts are all equal"), ({"counts": [5, 4]}, "counts has 2 classes"),
+     ({"frequencies": [1, 1]}, r"frequencies is \[1, 1\]; it must be \[3\]"),
+     ({"frequencies": [1, -1, 3]}, "none negative"), ({"frequencies": "abc"}, "frequencies is 'a"),
+     ({"frequencies": [0, 0, 0]}, "not all zero"), ({"frequencies": [0, 0, 2]}, "only of the"),
+     ({"frequencies": [1, math.nan, 1]}, "finite"), ({"logits": torch.zeros(0, 3)}, "of one image"),
+     ({"logits": torch.full((2, 3), math.inf)}, "must be finite"),
+     ({"logits": torch.zeros(3)}, r"logits has shape \[3\]")],
+)  # fmt: skip
+def test_what_no_tau_can_be_fitted_to_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        fit_tau(**({"logits": torch.zeros(2, 3), "counts": [9, 3, 1]} | given))
+
+
+def test_the_fitted_tau_of_a_run_has_the_least_cross_entropy(study):
+    data = study.data()
+    counts, rows = data.counts.tolist(), study.fitted("distillation").set_index("method")
+    for method, record in records(study).items():
+        with torch.inference_mode():
+            logits = study.store.load_model(record.spec)(data.normalise(data.test_images)).double()
+        own = float(METHODS[method].balanced)
+        best = minimize_scalar(
+            lambda tau, z, own: F.cross_entropy(
+                adjust_logits(z, counts, tau - own), data.test_labels
+            ).item(), args=(logits, own), tol=1e-10,
+        )  # fmt: skip
+        tau, correct = fitted_counts(study.store, record, data, CPU)
+        assert tau == pytest.approx(best.x, abs=1e-3)  # of logits in fp32, in batches
+        right = adjust_logits(logits, counts, tau - own).argmax(1) == data.test_labels
+        wanted = data.test_labels[right].bincount(minlength=10).numpy()
+        assert abs(wanted - correct).sum() <= 1
+        assert rows.loc[method, "tau"] == tau
+        shares = 100 * correct / data.test_labels.bincount().numpy()
+        assert rows.loc[method, "all"] == pytest.approx(100 * correct.sum() / len(right))
+        assert rows.loc[method, "tail"] == pytest.approx(shares[data.groups(3) == 2].mean())
+
+
+def test_an_older_curve_is_completed_where_its_network_is_kept(study):
+    data, record = study.data(), records(study)["kd"]
+    whole = fitted_counts(study.store, record, data, CPU)
+    path, model = record.folder / "adjusted.json", study.store.model_path(record.spec)
+    weights, text = model.read_bytes(), path.read_text()
+    older = {k: v for k, v in files.unsealed(json.loads(text)).items() if k != "fitted"}
+    path.write_text(json.dumps(files.sealed(older)))
+    model.unlink()
+    assert fitted_counts(study.store, record, data, CPU) is None
+    assert "kd" not in set(study.fitted("distillation")["method"])
+    assert "kd" in set(study.adjusted("distillation")["method"])
+    model.write_bytes(weights)
+    tau, correct = fitted_counts(study.store, record, data, CPU)
+    assert (tau, correct.tolist()) == (whole[0], whole[1].tolist())
+    assert json.loads(path.read_text()) == json.loads(text)
 
 
 def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):

@@ -889,6 +889,28 @@ def deployment_table(deployed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def fitted_shares(study: Any, curves: pd.DataFrame) -> pd.DataFrame:
+    """What ``fit_tau`` finds without labels, a row a method: tau (mean over seeds), accuracy there,
+    and how much more that is than as trained, at tau = 1 and at the best tau of the curves.
+
+    curves: ``Study.adjusted``, one setting's. Paired by run; the best tau is that of the highest
+    mean, read on the test images. Strings; methods of which nothing is known are left out.
+    """
+    fitted = pd.concat([study.fitted(part) for part in ("teachers", "distillation")])
+    rows = {}
+    for label, own in fitted[fitted["run"].isin(curves["run"])].groupby("label", sort=False):
+        at, curve = own.set_index("run")["all"], curves[curves["run"].isin(own["run"])]
+        level = curve.pivot_table(index="run", columns="tau", values="all")
+        best = level.mean().idxmax()
+        trained = curve[curve["as_trained"]].set_index("run")["all"]
+        than = {"as trained": trained, "τ = 1": level[1.0], "best τ": level[best]}
+        gaps = {f"minus {k}": t_interval(at - v).difference() for k, v in than.items()}
+        gaps["minus best τ"] += f", τ {best:g}"
+        about = {"τ": _shown(own["tau"].mean(), 2), "all": t_interval(at).plus_minus()}
+        rows[marked(str(label))] = about | gaps
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def frequency_sentence(per_class: pd.DataFrame) -> Markdown:
     """Rank correlation of class frequency and accuracy (mean over seeds), and head minus tail."""
     lines = []

@@ -715,3 +715,22 @@ def test_settings_stand_by_their_distance_from_the_paper_s_cell_only_in_its_sett
     assert tables.nearest_to_paper(frame, same._replace(epochs=30)).empty
     grouped = tables.nearest_to_paper(frame, same._replace(teacher="vgg13", student="vgg8"))
     assert grouped["all"].tolist() == [1.42, 3.34]  # from 47.66, n = 3 in the table of groups
+
+
+def test_the_share_fitted_without_labels_beside_the_others():
+    fitted = runs({"kd": [55.0, 58.0], "dkd": [40.0, 40.0]}).assign(
+        label=["KD", "KD", "DKD", "DKD"], tau=[1.2, 1.4, 1.0, 1.0]
+    )
+    students = {"distillation": fitted, "teachers": fitted[:0]}
+    study = type("S", (), {"fitted": lambda self, part: students[part]})()
+    curves = pd.concat([adjusted(), adjusted().assign(run="other", all=99.0)])
+    found = tables.fitted_shares(study, curves)
+    assert list(found.index) == ["KD"]  # the other method has no curve in this setting
+    row = found.loc["KD"]
+    assert row["τ"] == "1.30"
+    # 55 − 50, 58 − 52; t(0.975, 1) = 12.7062 on half a point of standard error.
+    assert row["minus as trained"] == "+5.5 [−0.9, 11.9]"
+    # 55 − 54, 58 − 56: at tau = 1, where its curve is highest, too.
+    assert row["minus τ = 1"] == "+1.5 [−4.9, 7.9]"
+    assert row["minus best τ"] == "+1.5 [−4.9, 7.9], τ 1"
+    assert row["all"] == "56.5 ± 19.1 (2)"
