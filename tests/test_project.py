@@ -82,10 +82,16 @@ def test_the_readmes_losses_run_in_a_plain_loop(name):
 def test_the_readmes_correction_runs():
     import torch
 
-    (example,) = [block for block in readme_blocks("python") if "adjust_logits" in block]
+    whole, fitted = [block for block in readme_blocks("python") if "adjust_logits" in block]
     names = {"student_logits": torch.tensor([[2.0, 1.0]]), "counts": [90, 10]}
-    exec(example, names)  # 2 - log 0.9 = 2.1 against 1 - log 0.1 = 3.3
+    exec(whole, names)  # 2 - log 0.9 = 2.1 against 1 - log 0.1 = 3.3
     assert names["classes"].tolist() == [1]
+    # Two images, four to one for either class, and one and a half times the prior.
+    odds, prior = torch.tensor([[0.8, 0.2], [0.2, 0.8]]), torch.tensor([0.9, 0.1])
+    names["student_logits"] = odds.log() + 1.5 * prior.log()
+    exec(fitted, names)
+    assert names["tau"] == pytest.approx(1.5, abs=1e-5)
+    assert names["classes"].tolist() == [0, 1]
 
 
 def test_the_readmes_student_loads(monkeypatch):
