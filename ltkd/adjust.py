@@ -36,25 +36,26 @@ def fit_tau(
     counts: Tensor | Sequence[int],
     frequencies: Tensor | Sequence[float] | None = None,
 ) -> float:
-    """The tau of least cross-entropy on images of which the labels are not known.
+    """The tau at which the cross-entropy on images without labels is least.
 
     logits       [N, C] about them, of a finished network
     counts       [C] training images of each class
     frequencies  [C] of the classes among the N images, up to a factor; None: all alike
 
-    The cross-entropy of softmax(z - tau log pi) is mean logsumexp(z - tau log pi) + tau q . log pi
-    but for what tau does not move, q being the frequencies: labels have no other part in it. It is
-    convex in tau, and least where the classes' mean probabilities have the log pi of the
-    frequencies in the mean. Raises ValueError as ``adjust_logits`` does, where a logit is not
-    finite, where all counts are equal, and for frequencies that are negative or have all their
-    weight on the classes with the most or the fewest images: there is no least then.
+    With q the frequencies, the cross-entropy of softmax(z - tau log pi) is
+    mean logsumexp(z - tau log pi) + tau q . log pi, plus a term without tau: labels enter by q
+    alone. It is convex in tau, and least where the mean of log pi over the predicted probabilities
+    is q . log pi. The tau of highest accuracy may be another. Raises ValueError as
+    ``adjust_logits`` does, for logits that are not finite, for frequencies that are negative or all
+    zero, and where no single tau is best: all counts are equal (every tau is), or only the largest
+    or only the smallest classes have a frequency (it falls for ever).
     """
     prior, z = _log_prior(logits, counts), logits.detach().cpu().double()
     if not len(z) or not z.isfinite().all():
         raise ValueError(f"logits, {list(z.shape)}: must be finite, of one image or more")
     try:
         given = [1.0] * len(prior) if frequencies is None else frequencies
-        q = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+        q = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         q = torch.empty(0)
     if q.shape != prior.shape or not (q.isfinite() & (q >= 0)).all() or not q.sum() > 0:
@@ -63,10 +64,11 @@ def fit_tau(
             "negative and not all zero"
         )
     wanted = float(q @ prior / q.sum())
-    if not prior.min() < wanted < prior.max():
+    edge = 1e-9 * float(prior.max() - prior.min())  # nearer to an end it is rounding
+    if not float(prior.min()) + edge < wanted < float(prior.max()) - edge:
         raise ValueError(
-            "counts are all equal, or frequencies only of the classes with the most or the fewest "
-            "images: no tau is the best"
+            "no single tau is best: counts are all equal, or only the largest or only the smallest "
+            "classes have a frequency"
         )
 
     def too_small(tau: float) -> bool:
@@ -77,7 +79,7 @@ def fit_tau(
         low *= 2
     while too_small(high):
         high *= 2
-    while high - low > 1e-6:
+    while high - low > 1e-6 * max(1.0, abs(high)):
         middle = (low + high) / 2
         low, high = (middle, high) if too_small(middle) else (low, middle)
     return (low + high) / 2

@@ -2,7 +2,6 @@
 ``adjust_logits`` at each tau, and at that of ``fit_tau``, on the test images."""
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,6 @@ from .runs import RunRecord, Store, pick_device
 from .train import predict
 
 TAUS = tuple(k / 4 for k in range(9))  # 0 to 2
-
-
-def has_curve(store: Store, record: RunRecord) -> bool:
-    """Whether ``adjusted_counts`` of a run has something to go by."""
-    return (record.folder / "adjusted.json").exists() or store.model_path(record.spec).exists()
 
 
 def _known(store: Store, record: RunRecord) -> dict[str, Any]:
@@ -45,25 +39,36 @@ def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
     return np.asarray(found["correct"]) if "correct" in found else None
 
 
-def _values(store: Store, record: RunRecord, data: LongTailed, device: str) -> dict[str, Any]:
-    """``_known``, and where the network is kept all that is not there."""
+def known_or_kept(store: Store, record: RunRecord) -> list[str]:
+    """What of ``_values`` there is: what lies there or, where the network is kept, all of it."""
+    if store.model_path(record.spec).exists():
+        return ["correct", "fitted"]
+    return sorted({"correct", "fitted"} & _known(store, record).keys())
+
+
+def _values(
+    store: Store, record: RunRecord, data: LongTailed, device: str, key: str
+) -> dict[str, Any]:
+    """``_known``, completed and written where ``key`` is not in it and the network is kept."""
     found = _known(store, record)
     kept = store.model_path(record.spec).exists() and not (data.counts < 1).any()
-    if "fitted" in found or not kept:
+    if key in found or not kept:
         return found
     model = store.load_model(record.spec).to(pick_device(device))
     logits = predict(model, data, data.test_images, record.spec).cpu()
     own, labels = float(METHODS[record.spec.method].balanced), data.test_labels
+    seen = labels.bincount(minlength=len(data.counts))
 
     def correct(tau: float) -> list[int]:
         right = adjust_logits(logits, data.counts, tau - own).argmax(1) == labels
-        return labels[right].bincount(minlength=len(data.counts)).tolist()
+        return labels[right].bincount(minlength=len(seen)).tolist()
 
-    fitted = None
-    with suppress(ValueError):  # classes that are all as frequent have no prior
-        tau = round(own + fit_tau(logits, data.counts, labels.bincount()), 4)
-        fitted = {"tau": tau, "correct": correct(tau)}
-    found = {"correct": [correct(tau) for tau in TAUS], "fitted": fitted} | found
+    if "correct" not in found:
+        found["correct"] = [correct(tau) for tau in TAUS]
+    found["fitted"] = None
+    if data.counts.min() < data.counts.max():  # else there is no prior
+        tau = round(own + fit_tau(logits, data.counts, seen), 4)
+        found["fitted"] = {"tau": tau, "correct": correct(tau)}
     files.write_atomic(record.folder / "adjusted.json", json.dumps(files.sealed(found)) + "\n")
     return found
 
@@ -77,14 +82,15 @@ def adjusted_counts(
     trained stands at tau = 1 as it is. What was computed once lies beside the record. device:
     auto, cpu or cuda, asked for only where something is to be computed.
     """
-    found = _values(store, record, data, device)
+    found = _values(store, record, data, device, "correct")
     return np.asarray(found["correct"]) if "correct" in found else None
 
 
 def fitted_counts(
     store: Store, record: RunRecord, data: LongTailed, device: str
 ) -> tuple[float, np.ndarray] | None:
-    """The tau of ``fit_tau`` on the test images, whose labels it does not see but for how many each
-    class has, counted as in ``adjusted_counts``, and the correct ones a class [C] there."""
-    found = _values(store, record, data, device).get("fitted")
+    """tau by ``fit_tau`` from the test images' logits and class sizes, on the scale of
+    ``adjusted_counts``, and the correct images a class [C] at it; None where neither is known nor
+    the network kept, or where classes are all as large."""
+    found = _values(store, record, data, device, "fitted").get("fitted")
     return (found["tau"], np.asarray(found["correct"])) if found else None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .curves import TAUS, adjusted_counts, fitted_counts, has_curve, known_counts
+from .curves import TAUS, adjusted_counts, fitted_counts, known_counts, known_or_kept
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
@@ -41,7 +41,7 @@ from .params import (
 )
 from .runs import RunRecord, Store, pick_device
 from .teacher import Table, table_row
-from .train import EVAL_BATCH, predict
+from .train import predict
 
 PARTS = ("teachers", "distillation", "ablations", "group_count", "sweep")
 _AT = ["run", "pair", "method", "label", "ours", "variant", "seed", "tau"]
@@ -484,10 +484,10 @@ class Study:
             yield name | where | self._accuracies(record, right)
 
     def fitted(self, part: str) -> pd.DataFrame:
-        """A row a run: the tau of ``fit_tau`` on the test images, and the accuracies there.
+        """A row a run: the tau of ``fit_tau``, fitted to the test images' logits and class sizes
+        alone, and the accuracies at it.
 
-        Their labels are used for nothing but how frequent the classes are. Runs of which it is not
-        known, and whose network is not kept here, are left out.
+        Runs of which it is not known, and whose network is not kept here, are left out.
         """
         rows = []
         for variant, record in self._records(part):
@@ -616,7 +616,7 @@ class Study:
         """The pair's teacher on the training or test images as they are, at the first gamma: logits
         [N, C] and labels [N]; where there are more than 20,000, of so many, evenly spaced.
 
-        Kept with the teacher's table, for all pages; in a folder that is read-only, computed anew.
+        Kept with the teacher's table, for all pages; in a read-only folder computed at each call.
         """
         data, (model, about) = self.data(), self.teacher(pair)
         images = data.train_images if part == "train" else data.test_images
@@ -627,9 +627,11 @@ class Study:
         folder = self.store.tables(self._teacher_spec(pair), about["model_sha256"])
         try:
             table = Table(folder / f"{part}_images.npy", row, len(some))
-            for block in files.chunks(place[~table.read(place)[1]], EVAL_BATCH):
-                table.write(block, self.logits(model, images[some[block]]).cpu().numpy())
-            logits = torch.from_numpy(table.read(place)[0])
+            answers, good = table.read(place)
+            if len(missing := place[~good]):
+                answers[missing] = self.logits(model, images[some[missing]]).cpu().numpy()
+                table.write(missing, answers[missing])
+            logits = torch.from_numpy(answers)
         except OSError:
             logits = self.logits(model, images[some])
         return logits, labels[some]
@@ -669,7 +671,7 @@ class Study:
         found: list[Any] = []
         for spec in self.runs():
             if record := self.store.get(spec):
-                found.append([record.values["sha256"], has_curve(self.store, record)])
+                found.append([record.values["sha256"], known_or_kept(self.store, record)])
             else:  # a page names its holes
                 reason = self._failed.get(pool.identity(spec), {}).get("reason")
                 found.append("" if reason is None else reason.endswith(NOT_MADE))

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltkd import Study, adjust_logits, files, fit_tau
-from ltkd.curves import TAUS, adjusted_counts, fitted_counts, has_curve
+from ltkd.curves import TAUS, adjusted_counts, fitted_counts, known_or_kept
 from ltkd.methods import METHODS
 
 CPU = torch.device("cpu")
@@ -166,14 +166,38 @@ def test_the_fitted_tau_is_that_of_least_cross_entropy_whatever_the_labels():
     [({"counts": [5, 5, 5]}, "counts are all equal"), ({"counts": [5, 4]}, "counts has 2 classes"),
      ({"frequencies": [1, 1]}, r"frequencies is \[1, 1\]; it must be \[3\]"),
      ({"frequencies": [1, -1, 3]}, "none negative"), ({"frequencies": "abc"}, "frequencies is 'a"),
-     ({"frequencies": [0, 0, 0]}, "not all zero"), ({"frequencies": [0, 0, 2]}, "only of the"),
+     ({"frequencies": [0, 0, 0]}, "not all zero"), ({"frequencies": [0, 0, 2]}, "no single tau is best"),
      ({"frequencies": [1, math.nan, 1]}, "finite"), ({"logits": torch.zeros(0, 3)}, "of one image"),
+     ({"counts": [500, 500, 5], "frequencies": [0.3, 0.6, 0]}, "no single tau is best"),
+     ({"counts": [90, 9, 9], "frequencies": [0, 0.3, 0.1]}, "no single tau is best"),
      ({"logits": torch.full((2, 3), math.inf)}, "must be finite"),
      ({"logits": torch.zeros(3)}, r"logits has shape \[3\]")],
 )  # fmt: skip
 def test_what_no_tau_can_be_fitted_to_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         fit_tau(**({"logits": torch.zeros(2, 3), "counts": [9, 3, 1]} | given))
+
+
+def test_logits_of_any_size_have_a_fitted_tau():
+    logits = 1e12 * torch.tensor([[3.0, 1.0, -4.0], [2.0, 2.5, 1.0]], dtype=torch.float64)
+    tau, prior = fit_tau(logits, [90, 9, 1]), torch.tensor([0.9, 0.09, 0.01]).double().log()
+    assert tau > 1e10
+    below, above = (
+        ((logits - part * tau * prior).softmax(1) @ prior).mean() for part in (0.999, 1.001)
+    )
+    assert below > prior.mean() > above
+
+
+def test_classes_that_are_all_as_large_have_a_curve_and_no_fitted_tau(tmp_path):
+    about = SMALL | {"methods": ["kd"], "gammas": [1.0], "epochs": 1}
+    level = Study(outputs=tmp_path, name="level", **about)
+    level.make(jobs=1, quiet=True)
+    assert level.fitted("distillation").empty
+    curve = level.adjusted("distillation")
+    assert len(curve) == len(TAUS)
+    assert curve["all"].nunique() == 1
+    spec = level.specs("distillation")[0][1]
+    assert known_or_kept(level.store, level.store.get(spec)) == ["correct", "fitted"]
 
 
 def test_the_fitted_tau_of_a_run_has_the_least_cross_entropy(study):
@@ -210,7 +234,12 @@ def test_an_older_curve_is_completed_where_its_network_is_kept(study):
     assert fitted_counts(study.store, record, data, CPU) is None
     assert "kd" not in set(study.fitted("distillation")["method"])
     assert "kd" in set(study.adjusted("distillation")["method"])
+    before = study.inputs("06_summary")
     model.write_bytes(weights)
+    assert study.inputs("06_summary") != before  # the page would show more now
+    counts = adjusted_counts(study.store, record, data, CPU)
+    assert counts.tolist() == older["correct"]
+    assert "fitted" not in json.loads(path.read_text())  # it is read, no more
     tau, correct = fitted_counts(study.store, record, data, CPU)
     assert (tau, correct.tolist()) == (whole[0], whole[1].tolist())
     assert json.loads(path.read_text()) == json.loads(text)
@@ -247,7 +276,7 @@ def test_what_was_computed_once_is_read_and_damage_is_not(study, capsys):
         said = capsys.readouterr().err
         assert f"{path}: damaged" in said
         assert "kept as adjusted.json.damaged, its network is not there any more" in said
-        assert not has_curve(study.store, record)
+        assert known_or_kept(study.store, record) == []
     assert "kd" not in set(study.adjusted("distillation")["method"])
     model.write_bytes(weights)
     path.write_text(text[:-9])

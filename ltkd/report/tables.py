@@ -303,10 +303,10 @@ def with_curves(study: Any) -> Iterator[tuple[Setting, pd.DataFrame, pd.DataFram
 
 
 def not_kept(runs: pd.DataFrame, adjusted: pd.DataFrame, by: str = "label") -> list[Markdown]:
-    """A line that names the methods (or variants) of ``runs`` with a network, and so a curve, that
-    is not kept."""
+    """A line that names the methods (or variants) of ``runs`` that lack a row in ``adjusted``, for
+    a network is not kept."""
     names = runs.loc[~runs["run"].isin(adjusted["run"]), by].unique()
-    text = "*Networks not kept, so that nothing is known of them after training: "
+    text = "*Not known, or not for all seeds, as networks are not kept: "
     return [Markdown(f"{text}{'; '.join(names)}.*")] if len(names) else []
 
 
@@ -889,16 +889,15 @@ def deployment_table(deployed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def fitted_shares(study: Any, curves: pd.DataFrame) -> pd.DataFrame:
+def fitted_shares(fitted: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """What ``fit_tau`` finds without labels, a row a method: tau (mean over seeds), accuracy there,
     and how much more that is than as trained, at tau = 1 and at the best tau of the curves.
 
-    curves: ``Study.adjusted``, one setting's. Paired by run; the best tau is that of the highest
-    mean, read on the test images. Strings; methods of which nothing is known are left out.
+    fitted, curves: ``Study.fitted`` and ``Study.adjusted``, one setting's. Paired by run; the best
+    tau is that of the highest mean over the fitted runs, read on the test images.
     """
-    fitted = pd.concat([study.fitted(part) for part in ("teachers", "distillation")])
     rows = {}
-    for label, own in fitted[fitted["run"].isin(curves["run"])].groupby("label", sort=False):
+    for label, own in fitted.groupby("label", sort=False):
         at, curve = own.set_index("run")["all"], curves[curves["run"].isin(own["run"])]
         level = curve.pivot_table(index="run", columns="tau", values="all")
         best = level.mean().idxmax()

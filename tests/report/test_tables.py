@@ -8,6 +8,7 @@ from scipy import stats
 from ltkd.report import claims, tables
 from ltkd.report.paper import Setting
 from ltkd.report.tables import Interval, verdict
+from ltkd.study import FITTED
 
 
 def runs(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
@@ -718,14 +719,16 @@ def test_settings_stand_by_their_distance_from_the_paper_s_cell_only_in_its_sett
 
 
 def test_the_share_fitted_without_labels_beside_the_others():
-    fitted = runs({"kd": [55.0, 58.0], "dkd": [40.0, 40.0]}).assign(
-        label=["KD", "KD", "DKD", "DKD"], tau=[1.2, 1.4, 1.0, 1.0]
+    fitted = runs({"kd": [55.0, 58.0], "balanced_softmax": [54.0, 55.0]}).assign(
+        label=["KD", "KD", "BS", "BS"], tau=[1.2, 1.4, 0.9, 0.9]
     )
-    students = {"distillation": fitted, "teachers": fitted[:0]}
-    study = type("S", (), {"fitted": lambda self, part: students[part]})()
-    curves = pd.concat([adjusted(), adjusted().assign(run="other", all=99.0)])
-    found = tables.fitted_shares(study, curves)
-    assert list(found.index) == ["KD"]  # the other method has no curve in this setting
+    assert tables.fitted_shares(pd.DataFrame(columns=FITTED), adjusted()).empty
+    curves = adjusted()
+    found = tables.fitted_shares(fitted, curves)
+    assert list(found.index) == ["KD", "BS"]
+    # As trained it stands at tau = 1.
+    balanced = found.loc["BS", ["minus as trained", "minus τ = 1"]].tolist()
+    assert balanced == ["−0.5 [−6.9, 5.9]"] * 2
     row = found.loc["KD"]
     assert row["τ"] == "1.30"
     # 55 − 50, 58 − 52; t(0.975, 1) = 12.7062 on half a point of standard error.
