@@ -166,7 +166,7 @@ def test_the_fitted_tau_is_that_of_least_cross_entropy_whatever_the_labels():
     [({"counts": [5, 5, 5]}, "counts are all equal"), ({"counts": [5, 4]}, "counts has 2 classes"),
      ({"frequencies": [1, 1]}, r"frequencies is \[1, 1\]; it must be \[3\]"),
      ({"frequencies": [1, -1, 3]}, "none negative"), ({"frequencies": "abc"}, "frequencies is 'a"),
-     ({"frequencies": [0, 0, 0]}, "not all zero"), ({"frequencies": [0, 0, 2]}, "no single tau is best"),
+     ({"frequencies": [0, 0, 0]}, "not all zero"), ({"frequencies": [0, 0, 2]}, "no single tau"),
      ({"frequencies": [1, math.nan, 1]}, "finite"), ({"logits": torch.zeros(0, 3)}, "of one image"),
      ({"counts": [500, 500, 5], "frequencies": [0.3, 0.6, 0]}, "no single tau is best"),
      ({"counts": [90, 9, 9], "frequencies": [0, 0.3, 0.1]}, "no single tau is best"),

@@ -420,6 +420,38 @@ def factor_image_rows():
         yield f"| {name} | {' | '.join(cells)} | |"
 
 
+def fitted_rows():
+    """Each network of which the tau fitted without labels is known, by schedule and method."""
+    for schedule, study in (
+        ("240 epochs", "cifar100_lt"), ("30 epochs", FIRST),
+        ("30 epochs, second split", "cifar100_lt_split1"),
+        ("30 epochs, third split", "cifar100_lt_split2"), ("30 epochs, factor 10", TENTH),
+    ):  # fmt: skip
+        rows = []
+        for path in sorted((ROOT / "outputs" / study / "runs").glob("*/adjusted.json")):
+            curve = json.loads(path.read_text())
+            if not curve.get("fitted"):
+                continue
+            record = json.loads(path.with_name("record.json").read_text())
+            spec, images = record["spec"], sum(record["data"]["test_counts"])
+            level = {tau: sum(correct) for tau, correct in
+                     zip(curve["tau"], curve["correct"], strict=True)}  # fmt: skip
+            own, best = float(METHODS[spec["method"]].balanced), max(level, key=level.get)
+            found = sum(curve["fitted"]["correct"])
+            gaps = [found - level[tau] for tau in (own, 1.0, best)]
+            method = METHODS[spec["method"]].label
+            who = f"{network_label(spec['student'])}, {tables.marked(method)}"
+            who = f"Teacher {network_label(spec['student'])}" if method == "Teacher" else who
+            cells = [f"{100 * found / images:.1f}"]
+            cells += [f"{100 * gap / images:+.1f}".replace("-", "−") for gap in gaps]
+            cells = [cell.replace("+0.0", "0.0").replace("−0.0", "0.0") for cell in cells]
+            tau = curve["fitted"]["tau"]
+            order = list(METHODS).index(spec["method"]), spec["student"], spec["seed"]
+            rows.append((order, f"| {schedule} | {who} | {spec['seed']} | {tau:.2f} | "
+                                f"{' | '.join(cells)} | {best:g} |"))  # fmt: skip
+        yield from (row for _, row in sorted(rows))
+
+
 def split_rows():
     """Differences on each split, and second less first of runs that begin from the same weights."""
     splits, by, metrics = both_splits(), ["name", "seed"], list(tables.METRICS)
@@ -931,7 +963,7 @@ FEWER = {
      ("outputs/EVIDENCE.md", counted_rows), ("outputs/EVIDENCE.md", factor_rows),
      ("outputs/EVIDENCE.md", factor_difference_rows),
      ("outputs/EVIDENCE.md", own_best_rows), ("outputs/EVIDENCE.md", span_rows),
-     ("outputs/EVIDENCE.md", best_border_rows),
+     ("outputs/EVIDENCE.md", best_border_rows), ("outputs/EVIDENCE.md", fitted_rows),
      ("outputs/EVIDENCE.md", pooled_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
@@ -964,6 +996,6 @@ if __name__ == "__main__":
         claim_rows, split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows,
         held_out_rows, teacher_removed_rows, border_rows, counted_rows,
         factor_rows, factor_difference_rows, pooled_rows, own_best_rows, span_rows,
-        best_border_rows, bias_rows, factor_image_rows,
+        best_border_rows, bias_rows, factor_image_rows, fitted_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
