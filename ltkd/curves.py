@@ -41,6 +41,8 @@ def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
 
 def known_or_kept(store: Store, record: RunRecord) -> list[str]:
     """What of ``_values`` there is: what lies there or, where the network is kept, all of it."""
+    if record.diverged:
+        return []
     if store.model_path(record.spec).exists():
         return ["correct", "fitted"]
     return sorted({"correct", "fitted"} & _known(store, record).keys())
