@@ -600,12 +600,16 @@ class Study:
 
         Raises RuntimeError with the reason where it diverged or failed.
         """
+        record = self._teacher_record(pair)
+        return self.store.load_model(record.spec), record.values
+
+    def _teacher_record(self, pair: Pair | None) -> RunRecord:
         spec = self._teacher_spec(pair)
         self._again([spec])
         record = self.store.get(spec)
         if record is None or record.diverged:
             raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")
-        return self.store.load_model(spec), record.values
+        return record
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits of uint8 images [N, 3, H, W] in evaluation mode, as they are: float32 [N, C]."""
@@ -618,23 +622,24 @@ class Study:
 
         Kept with the teacher's table, for all pages; in a read-only folder computed at each call.
         """
-        data, (model, about) = self.data(), self.teacher(pair)
+        data, teacher = self.data(), self._teacher_record(pair)
         images = data.train_images if part == "train" else data.test_images
         labels = data.train_labels if part == "train" else data.test_labels
         n = len(labels)
         some = torch.linspace(0, n - 1, min(n, 20_000), dtype=torch.float64).round().long()
         place, row = np.arange(len(some)), table_row(len(data.class_names), number="<f4")
-        folder = self.store.tables(self._teacher_spec(pair), about["model_sha256"])
-        try:
+        folder = self.store.tables(teacher.spec, teacher.values["model_sha256"])
+        table, answers, good = None, np.empty((len(some), len(data.class_names)), "<f4"), place < 0
+        with suppress(OSError):
             table = Table(folder / f"{part}_images.npy", row, len(some))
             answers, good = table.read(place)
-            if len(missing := place[~good]):
-                answers[missing] = self.logits(model, images[some[missing]]).cpu().numpy()
-                table.write(missing, answers[missing])
-            logits = torch.from_numpy(answers)
-        except OSError:
-            logits = self.logits(model, images[some])
-        return logits, labels[some]
+        if len(missing := place[~good]):
+            model = self.store.load_model(teacher.spec)
+            answers[missing] = self.logits(model, images[some[missing]]).cpu().numpy()
+            if table:
+                with suppress(OSError):
+                    table.write(missing, answers[missing])
+        return torch.from_numpy(answers), labels[some]
 
     # ---- provenance
 

@@ -42,7 +42,7 @@ def snapshot(folder):
 def test_the_study_is_whole(outputs):
     study = outputs / "quick"
     names = [path.stem for path in NOTEBOOKS]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert (study / "reports" / f"{name}.html").stat().st_size > 10_000
         manifest = json.loads((study / "reports" / f"{name}.manifest.json").read_text())
@@ -63,7 +63,7 @@ def test_the_study_is_whole(outputs):
 
 def test_a_page_is_sixty_kilobytes_and_its_pictures(outputs):
     pages = [*outputs.rglob("*.html")]
-    assert len(pages) == 8 + 2
+    assert len(pages) == 9 + 2
     for page in pages:
         assert len(re.sub(r"data:image[^\"]*", "", page.read_text()).encode()) < 60_000, page
         for name in re.findall(r'<a download href="([^"]+)"', page.read_text()):
@@ -164,7 +164,7 @@ def test_pages_in_a_browser(outputs, browser, scheme):
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
-    assert len(pages(outputs)) == 10
+    assert len(pages(outputs)) == 11
     for path in pages(outputs):
         for width in (360, 768, 1280):
             tab.set_viewport_size({"width": width, "height": 900})

@@ -55,7 +55,7 @@ def listed(study):
     return pd.read_csv(path, keep_default_na=False, na_values={"n_groups": [""]})
 
 
-def frames(part="distillation", study=FIRST, curves="03_distillation.frontier-*.csv"):
+def frames(part="distillation", study=FIRST, curves="07_prior_removed.frontier-*.csv"):
     runs = listed(study)
     (path,) = (ROOT / "outputs" / study).glob(f"reports/{curves}")
     return runs[runs["part"] == part], pd.read_csv(path)
@@ -840,7 +840,7 @@ def counted_rows():
 
 def pooled_rows():
     """Half-widths of an interval from three seeds, with the spread pooled over the methods."""
-    full = frames(study="cifar100_lt", curves=f"03_distillation.frontier-{'-'.join(VGG)}-*.csv")[0]
+    full = frames(study="cifar100_lt", curves=f"07_prior_removed.frontier-{'-'.join(VGG)}-*.csv")[0]
     schedules = {"30 epochs": frames()[0]}
     for student in ("resnet8x4", "vgg8"):
         own = full[full["student"] == student].drop_duplicates("run")

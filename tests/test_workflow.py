@@ -60,7 +60,7 @@ def test_what_every_job_would_refuse_is_refused_by_the_plan(tmp_path, config, sa
 
 def test_a_job_a_run_and_a_job_a_notebook(jobs):
     found, study = jobs
-    assert Counter(job["rule"] for job in found) == {"run": 9, "notebook": 8, "all": 1}
+    assert Counter(job["rule"] for job in found) == {"run": 9, "notebook": 9, "all": 1}
     records = {job["output"].split(" (")[0] for job in found if job["rule"] == "run"}
     assert len(records) == 9
     assert all(re.fullmatch(rf"{study}/runs/[0-9a-f]{{16}}/record.json", path) for path in records)

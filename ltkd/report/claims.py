@@ -1,5 +1,6 @@
 """The study's answers: the paper's claims, tested one by one, and what the paper does not ask."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,26 +34,28 @@ _PAIRED = (
 QUESTIONS = (
     ("Is it the weight of the labels alone?", "kd_ce1", "kd"),
     ("Does LTKD beat KD at the same outer weights?", "ltkd", "kd_ce1"),
-    ("... KD from a logit-adjusted teacher?", "ltkd", "kd_adjusted"),
-    ("... balanced softmax, which needs no teacher?", "ltkd", "balanced_softmax"),
-    ("Does a teacher add to balanced softmax: plain KD?", "balanced_softmax_kd",
+    ("Does LTKD beat KD from an adjusted teacher?", "ltkd", "kd_adjusted"),
+    ("Does LTKD beat balanced softmax (no teacher)?", "ltkd", "balanced_softmax"),
+    ("Does plain KD add to balanced softmax?", "balanced_softmax_kd", "balanced_softmax"),
+    ("Does KD, adjusted teacher, add to bal. softmax?", "balanced_softmax_kd_adjusted",
      "balanced_softmax"),
-    ("... KD from a logit-adjusted teacher?", "balanced_softmax_kd_adjusted", "balanced_softmax"),
-    ("... KD in the teacher's biased space?", "balanced_softmax_kd_biased", "balanced_softmax"),
-    ("... LTKD?", "balanced_softmax_ltkd", "balanced_softmax"),
-    ("... more than KD from an adjusted teacher does?", "balanced_softmax_ltkd",
+    ("Does KD, biased space, add to bal. softmax?", "balanced_softmax_kd_biased",
+     "balanced_softmax"),
+    ("Does LTKD add to balanced softmax?", "balanced_softmax_ltkd", "balanced_softmax"),
+    ("Does LTKD add more than KD, adjusted teacher?", "balanced_softmax_ltkd",
      "balanced_softmax_kd_adjusted"),
     ("Balanced softmax and a teacher, against LTKD?", "balanced_softmax_kd_biased", "ltkd"),
 )  # fmt: skip
 AFTER = (
     ("Prior removed after training: what does it bring?", "kd_ce1_removed", "kd_ce1"),
-    ("... against the student alone, corrected too?", "kd_ce1_removed", "student_removed"),
-    ("... against LTKD as it is?", "kd_ce1_removed", "ltkd"),
-    ("... LTKD corrected too, against it?", "ltkd_removed", "kd_ce1_removed"),
-    ("... against balanced softmax?", "kd_ce1_removed", "balanced_softmax"),
-    ("... and both without a teacher?", "student_removed", "balanced_softmax"),
-    ("... and both with one?", "kd_ce1_removed", "balanced_softmax_kd_biased"),
-    ("... and with an adjusted one?", "kd_ce1_removed", "balanced_softmax_kd_adjusted"),
+    ("Is the student alone as good, corrected too?", "kd_ce1_removed", "student_removed"),
+    ("Is LTKD as trained as good?", "kd_ce1_removed", "ltkd"),
+    ("Is LTKD better, corrected too?", "ltkd_removed", "kd_ce1_removed"),
+    ("Is balanced softmax, without a teacher, as good?", "kd_ce1_removed", "balanced_softmax"),
+    ("Both without a teacher: which is better?", "student_removed", "balanced_softmax"),
+    ("Is balanced softmax with a teacher as good?", "kd_ce1_removed", "balanced_softmax_kd_biased"),
+    ("Is balanced softmax, adjusted teacher, as good?", "kd_ce1_removed",
+     "balanced_softmax_kd_adjusted"),
 )  # fmt: skip
 
 
@@ -168,6 +171,17 @@ def questions(
         name = f"{marked(LABELS[better])} − {marked(LABELS[worse])}"
         rows[name] = {"question": text, **shown, "n": found["tail"].n, "on the tail": side}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def asked_here(rows: pd.DataFrame) -> list[Any]:
+    """Of ``questions``, or of ``tested`` by comparison, the rows that ran, and a line that names
+    the others."""
+    left = (rows == "not tested here").any(axis=1)
+    names = dict.fromkeys(re.sub(r", (tail|all)$| \(ours\)", "", str(k)) for k in rows.index[left])
+    out: list[Any] = [] if left.all() else [rows[~left]]
+    if names:
+        out.append(Markdown(f"*Not tested here: {'; '.join(names)}.*"))
+    return out
 
 
 def ablation_pattern(runs: pd.DataFrame) -> pd.DataFrame:

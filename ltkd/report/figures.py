@@ -468,7 +468,7 @@ def waterfall(steps: pd.DataFrame) -> Figure:
 
 
 @styled
-def trade_off(summary: pd.DataFrame) -> Figure:
+def trade_off(summary: pd.DataFrame, title: str = "") -> Figure:
     """Each method's accuracy on the tail against that on all classes, with both intervals; a line
     leads to where it stands with the prior removed, which in ``summary`` is a method *_removed, if
     that is known of all its seeds."""
@@ -493,6 +493,7 @@ def trade_off(summary: pd.DataFrame) -> Figure:
         axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
         ends.append((x["mean"].iloc[0], y["mean"].iloc[0], str(x["label"].iloc[0]), colour))
     axes.set(xlabel="all classes, %", ylabel="tail classes, %")
+    axes.set_title(title, loc="left")
     _note(figure, f"bars: {OVER_SEEDS}; hollow: not in the paper{crosses}")
     _end_labels(axes, ends)
     return figure

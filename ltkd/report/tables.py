@@ -561,15 +561,17 @@ def group_table(data: Any) -> pd.DataFrame:
     return table.set_axis([GROUPS[group] for group in table.index])
 
 
-def completeness(study: Any, part: str) -> Markdown:
-    """How many runs of the part finished, and for each of the others its id and the reason."""
-    done, missing = len(study.results(part)), study.missing(part)
-    name = part.replace("_", " ").capitalize()
-    if not done and missing.empty:
-        return Markdown(f"*{name}: none in this study.*")
-    holes = [f"- `{run.run}`: `{run.reason}`" for run in missing.itertuples()]
-    line = f"*{name}: {done} of {done + len(holes)} runs finished.*"
-    return Markdown("\n".join([line, "", *holes]) if holes else line)
+def completeness(study: Any, *parts: str) -> Markdown:
+    """How many runs of each part finished, and for each of the others its id and the reason."""
+    told: list[str] = []
+    holes: dict[str, str] = {}  # by run: two parts may share one
+    for part in parts:
+        done, missing = len(study.results(part)), study.missing(part)
+        name = part.replace("_", " ").capitalize()
+        some = f"{done} of {done + len(missing)} runs finished"
+        told.append(f"{name}: {some if done or len(missing) else 'none in this study'}.")
+        holes |= {run.run: f"- `{run.run}`: `{run.reason}`" for run in missing.itertuples()}
+    return Markdown("\n".join([f"*{' '.join(told)}*", "", *holes.values()]))
 
 
 def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:

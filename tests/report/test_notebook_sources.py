@@ -11,7 +11,7 @@ from cells import parameters_cell
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ["00_data", "01_decomposition", "02_teachers", "03_distillation", "04_ablations",
-         "05_group_count", "06_summary", "explore"]  # fmt: skip
+         "05_group_count", "06_summary", "07_prior_removed", "explore"]  # fmt: skip
 
 
 def test_all_are_there():

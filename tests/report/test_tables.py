@@ -682,6 +682,12 @@ def test_questions_name_what_did_not_run():
     assert table["question"].str.len().max() <= 50  # longer cells would be cut off on the page
     assert table.iloc[0][["tail", "on the tail"]].tolist() == ["+2.0 [1.9, 2.1]", "higher"]
     assert set(table["on the tail"].iloc[1:]) == {"not tested here"}
+    ran, line = claims.asked_here(table)
+    assert list(ran.index) == list(table.index[:1])
+    assert "here: LTKD − KD, weights 1 and 1; " in line.data
+    assert [type(one) for one in claims.asked_here(ran)] == [pd.DataFrame]
+    (line,) = claims.asked_here(table.iloc[1:])
+    assert line.data.startswith("*Not tested here: ")
 
 
 def test_confusion_by_group():
