@@ -35,6 +35,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("data", "losses", "models"):
+        return import_module(f"ltkd.{name}")
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"ltkd.{module}"), name)

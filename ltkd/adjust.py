@@ -19,7 +19,8 @@ from .groups import whole_numbers
 def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1.0) -> Tensor:
     """logits [B, C] - tau log pi, with pi = counts / sum(counts) of the training images [C].
 
-    tau      0 leaves the logits, 1 removes the prior. Menon et al., ICLR 2021, equation 9.
+    tau      0 leaves the logits, 1 removes the prior (Menon et al., ICLR 2021, equation 9), -1 adds
+             it: what balanced softmax does while training
     returns  [B, C], at least float32: in half precision scores would tie, and a tie is the head's
     Raises ValueError where logits are not floating numbers of this shape, counts are not whole
     numbers, one a class, tau is not finite, or a class has no image: its prior has no logarithm.

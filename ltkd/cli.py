@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from types import FrameType
@@ -62,7 +63,9 @@ class Stop:
         if self.signal:  # a second one means now
             os._exit(128 + number)
         self.signal = number
-        print("\nStopping: the runs in flight save where they are.", file=sys.stderr, flush=True)
+        # Not print: the signal may have come in the middle of another one's.
+        with suppress(OSError):
+            os.write(2, b"\nStopping: the runs in flight save where they are.\n")
 
     def __call__(self) -> bool:
         return bool(self.signal) or (self.deadline is not None and time.monotonic() > self.deadline)
@@ -452,7 +455,7 @@ def _status(given: argparse.Namespace) -> int:
             print(identity(spec))
         return 0
     print(f"{study.name}: {len(out.records)} of {len(specs)} runs are there, in {study.folder}")
-    for reason in out.failed.values():
+    for reason in out.reasons.values():
         print(f"  {reason}")
     for spec in missing:
         print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")

@@ -28,7 +28,7 @@ MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a not
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whose = f".{path.name}.{os.getpid()}@{platform.node()}."  # so that ``sweep`` knows it
+    whose = f".{path.name}.{os.getpid()}@{_here()}."  # so that ``sweep`` knows it
     handle, part = tempfile.mkstemp(prefix=whose, suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -64,23 +64,32 @@ def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
 
     The file names machine, process and its start, and a thread touches it every 20 seconds. The
     lock of a process that is gone is taken over, on its own machine at once, from another one
-    after LEASE seconds without a touch. A process that was suspended for longer than that may then
-    do the same work beside its heir: that costs time and changes no byte.
+    after LEASE seconds without a touch, or twice that on file systems that cannot exchange two
+    names (NFS). A process that was suspended for longer may then do the same work beside its heir:
+    that costs time, and the first to finish stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLease(path, lease_duration=LEASE)
+    seen, since = None, time.monotonic()
     while True:
         try:
             lock.acquire(timeout=0.5)
             break
         except Timeout:
-            _drop_dead(path)
+            if (now := _mark(path)) != seen:
+                seen, since = now, time.monotonic()
+            _drop_dead(path, silent=seen if time.monotonic() - since > 2 * LEASE else None)
             if stop():
                 raise Stopped(f"stopped while another process held {path}") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def temporary_prefix() -> str:
+    """Of a temporary folder's name, so that ``sweep`` knows whose it is."""
+    return f"ltkd-{os.getpid()}@{_here()}-"
 
 
 def alive(pid: int) -> bool:
@@ -91,14 +100,45 @@ def alive(pid: int) -> bool:
         return False
 
 
-def _drop_dead(path: Path) -> None:
+@cache
+def host() -> str:
+    """This machine as filelock names it: in another PID namespace a number is another process."""
+    name, initial = platform.node(), 0xEFFFFFFC  # the namespace of a machine's first process
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return name
+    return name if namespace == initial else f"{name}?pidns-{namespace:x}"
+
+
+@cache
+def _here() -> str:
+    """``host`` in a few letters, for names of files."""
+    return sha256(host())[:8]
+
+
+Mark = tuple[int, int, int]
+
+
+def _mark(path: Path) -> Mark | None:
+    """Another one, once a lock was touched or has another owner; None where there is none."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _drop_dead(path: Path, silent: Mark | None = None) -> None:
     """Remove a lock whose owner was killed before it had written its name, an instant's work, or is
-    dead and not reaped yet, which filelock takes for alive."""
+    dead and not reaped yet, which filelock takes for alive; and one that nobody touches any more,
+    as long as its mark is ``silent``."""
+    mark = _mark(path)
     with suppress(FileNotFoundError):
         about, owner = path.stat(), SoftFileLease(path, lease_duration=LEASE).owner
         nameless = about.st_size == 0 and time.time() - about.st_mtime > LEASE
-        dead = owner and owner.hostname == platform.node() and not alive(owner.pid)
-        if (nameless or dead) and path.stat().st_ino == about.st_ino:
+        dead = owner and owner.hostname == host() and not alive(owner.pid)
+        if (nameless or dead or mark == silent) and _mark(path) == mark:
             path.unlink()
 
 
@@ -107,8 +147,8 @@ def sweep(folder: Path) -> None:
     folders, and their lock on the index beside it. What belongs to a process that lives, here or
     elsewhere, stays."""
     for path in folder.rglob(".*.part"):
-        of = re.search(r"\.(\d+)@(.+)\.\w+\.part$", path.name)
-        if of and of[2] == platform.node() and not alive(int(of[1])):
+        of = re.search(r"\.(\d+)@(\w+)\.\w+\.part$", path.name)
+        if of and of[2] == _here() and not alive(int(of[1])):
             with suppress(OSError):
                 path.unlink()
     # To take a lock is to remove it, if its owner is dead.
@@ -117,7 +157,8 @@ def sweep(folder: Path) -> None:
         with suppress(OSError), SoftFileLease(path, lease_duration=LEASE, timeout=0):
             pass
     for path in Path(tempfile.gettempdir()).glob("ltkd-*"):
-        if (of := re.match(r"ltkd-(\d+)-", path.name)) and not alive(int(of[1])):
+        of = re.match(r"ltkd-(\d+)@(\w+)-", path.name)
+        if of and of[2] == _here() and not alive(int(of[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 

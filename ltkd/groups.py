@@ -26,8 +26,11 @@ def class_groups(counts: Sequence[int] | Tensor, n_groups: int = 3) -> Tensor:
             f"n_groups is {n_groups!r}; it must be a whole number from 1 to the {c} classes"
         )
     n = int(n_groups)
-    starts = torch.tensor([(2 * k * c + n) // (2 * n) for k in range(1, n)], dtype=torch.int64)
-    by_rank = torch.bucketize(torch.arange(c), starts, right=True)
+    # On the processor, as the counts are, whatever torch's default device is.
+    starts = torch.tensor(
+        [(2 * k * c + n) // (2 * n) for k in range(1, n)], dtype=torch.int64, device="cpu"
+    )
+    by_rank = torch.bucketize(torch.arange(c, device="cpu"), starts, right=True)
     return torch.empty_like(by_rank).scatter_(
         0, torch.argsort(counts, descending=True, stable=True), by_rank
     )

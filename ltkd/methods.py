@@ -3,17 +3,13 @@
     ce_weight * CE(z_S + l, y)  +  ramp(epoch) * kd_weight * D(z_S + s, z_T - t)
 
 D is one of the losses in ``ltkd.losses``. The shifts l, s, t are zero or the log of the training
-class counts (or frequencies: the constant cancels). No torch is loaded before a method is built.
+class counts (or frequencies: the constant cancels). ``ltkd.objective`` makes a module of it; here
+are names and numbers alone, without torch.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from .train import Objective
+from typing import Any, Literal
 
 Args = Mapping[str, float | bool]
 _LTKD: Args = {"ce_weight": 1.0, "kd_weight": 1.0, "alpha": 1.0, "beta": 1.0, "temperature": 4.0}
@@ -55,34 +51,6 @@ class Method:
     @property
     def uses_groups(self) -> bool:
         return self.loss == "ltkd"
-
-    def build(
-        self,
-        args: Args,
-        counts: Sequence[int],
-        groups: Sequence[int] | None = None,
-        levels: Sequence[Sequence[int]] = (),
-        process_group: Any = None,
-    ) -> Objective:
-        """The objective.
-
-        counts  training images of each class;  groups  a group id of each
-        levels  what ReviewKD's fusion is built for: the widths of the student's levels, those of
-                the teacher's, and the teacher's sizes
-        process_group  whose processes share each batch; None: this one has it alone
-        """
-        from .losses import LOSSES
-        from .train import Objective
-
-        rest: dict[str, Any] = dict(args)
-        outer = {k: rest.pop(k) for k in ("ce_weight", "kd_weight", "warmup") if k in rest}
-        if "pool" in rest:
-            rest["pool"] = int(rest["pool"])
-        if process_group and self.loss in ("ltkd", "dist"):  # they look across the whole batch
-            rest["process_group"] = process_group
-        first = {"ltkd": (groups,), "reviewkd": levels}.get(self.loss or "", ())
-        term = LOSSES[self.loss].loss(*first, **rest) if self.loss else None
-        return Objective(self, term, counts, **outer)
 
 
 _VGG, _WRN = "vgg13-vgg8", "wrn_40_2-wrn_40_1"

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import MANIFEST, sha256, write_atomic
+from .files import MANIFEST, sha256, temporary_prefix, write_atomic
 from .params import nearest
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -74,7 +74,7 @@ def execute(
     report, (failed, failed_page) = reports / f"{stem}.ipynb", failed_copies(reports, stem)
     error: Exception | None = None
     try:
-        with tempfile.TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as scratch:
             try:
                 papermill.execute_notebook(
                     notebook.as_posix().replace("{", "{{").replace("}", "}}"),  # it formats paths

@@ -1,4 +1,7 @@
-"""Many runs side by side in local processes: teachers first, one failure stops no other."""
+"""Many runs side by side in local processes, teachers first.
+
+A run that fails stops no other; a disk that does, or data that is not there, stops all.
+"""
 
 import gc
 import os
@@ -13,14 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from platform import node
 from typing import Any
 
 import torch
 
 from . import parallel
 from .data import DataError
-from .files import LEASE, Stopped, alive, clock, cores, read_json
+from .files import LEASE, Stopped, alive, clock, cores, host, read_json
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -131,13 +133,15 @@ def make(
     # In flight when a worker was killed, perhaps by what they need: they are made one by one.
     suspects: set[str] = set()
     killed, broken = 0, False
+    others = {child.pid for child in active_children()}  # the caller's own
 
     def workers() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(count, context, _enter, (halt, os.getpid()))
 
     def close() -> None:
         for child in active_children() if broken else []:
-            child.kill()  # the others: they ignore the SIGTERM that a broken pool sends
+            if child.pid not in others:
+                child.kill()  # they ignore the SIGTERM that a broken pool sends
         pool.shutdown()
 
     pool = workers()
@@ -190,7 +194,7 @@ def make(
                 except Exception as error:
                     out.failed[name] = _reason(spec, error)
                 suspects.discard(name)
-                advance(spec, name in out.records)
+                advance(spec, name in out.records and not out.reason(name))
             if stop():
                 halt.value = 1
             if halt.value and not flying:
@@ -216,7 +220,7 @@ def together(
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
             # The others wait for this one in a step, and end when torchrun sees it gone.
             raise SystemExit(f"failed: {_reason(spec, error)}") from None
-        advance(spec, bool(out.records))
+        advance(spec, bool(out.records) and not out.reasons)
     return out
 
 
@@ -342,7 +346,7 @@ def progress_of(store: Store, spec: RunSpec) -> str:
 
 def _lives(store: Store, spec: RunSpec, now: dict[str, Any]) -> bool:
     """Whether the process that told of itself is at work; another machine's touches its lock."""
-    if now["host"] == node():
+    if now["host"] == host():
         return alive(now["pid"])
     try:
         return time.time() - store.lock(spec).stat().st_mtime < LEASE

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from platform import node
 from typing import Any
 
 import numpy as np
@@ -279,6 +278,8 @@ def same_bits() -> None:
 def _settings(spec: RunSpec, device: torch.device) -> Iterator[None]:
     """Threads and, on a GPU, determinism as the run has them; the caller's own, afterwards."""
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    about = torch.utils.deterministic
+    fill = about.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(spec.threads)
     if device.type == "cuda":
         same_bits()
@@ -287,6 +288,7 @@ def _settings(spec: RunSpec, device: torch.device) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(strict)
+        about.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def run(
@@ -374,7 +376,9 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
 
     def tell(now: dict[str, Any]) -> None:
         if parallel.rank() == 0:
-            files.write_atomic(progress, json.dumps(now | {"pid": os.getpid(), "host": node()}))
+            files.write_atomic(
+                progress, json.dumps(now | {"pid": os.getpid(), "host": files.host()})
+            )
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "status": "done",
@@ -412,5 +416,6 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
         "versions": files.versions() | {"torch": torches},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    store.put(spec, values, blobs, model_bytes)
+    if store.get(spec) is None:  # else another process took over the lock, and was first
+        store.put(spec, values, blobs, model_bytes)
     store.tidy(spec)

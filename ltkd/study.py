@@ -4,6 +4,7 @@ import ast
 import html
 import json
 import os
+import sys
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from . import files, pool
-from .curves import TAUS, adjusted_counts, fitted_counts, known_counts, known_or_kept
 from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
@@ -39,6 +39,7 @@ from .params import (
     recipe_of,
     settings_of,
 )
+from .prior import TAUS, adjusted_counts, fitted_counts, known_counts, known_or_kept
 from .runs import RunRecord, Store, pick_device
 from .teacher import Table, table_row
 from .train import predict
@@ -77,6 +78,15 @@ def network_label(name: str) -> str:
 def setting_label(method: str, args: Args) -> str:
     """'LTKD, alpha 2, beta 1'."""
     return ", ".join([METHODS[method].label, *(f"{k} {v:g}" for k, v in args.items())])
+
+
+def _assigned(cell: str) -> set[str]:
+    """The names that a notebook's cell gives values to."""
+    try:
+        nodes = [*ast.walk(ast.parse(cell))]
+    except SyntaxError:  # IPython's own, such as %time
+        return set()
+    return {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
 class Place(NamedTuple):
@@ -120,10 +130,13 @@ class Study:
         kernel, only what its parameters cells assign is: the other cells left names, too.
         """
         cells: list[str] = names.get("In", [])
-        last = max((k for k, cell in enumerate(cells) if cell.startswith("name: str")), default=0)
-        own = [cell for cell in cells[last:] if cell.startswith(("name: str", "# Parameters"))]
-        now = {node.id for cell in own for node in ast.walk(ast.parse(cell))
-               if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}  # fmt: skip
+        # papermill's own cell goes over the first, and may hold a name alone.
+        injected = [cell.startswith("# Parameters") for cell in cells]
+        whole = [not more and "name" in (own := _assigned(cell)) and len(own) > 1
+                 for cell, more in zip(cells, injected, strict=True)]  # fmt: skip
+        last = max((k for k, one in enumerate(whole) if one), default=0)
+        chosen = [cells[k] for k in range(last, len(cells)) if k == last or injected[k]]
+        now = set().union(*map(_assigned, chosen))
         machinery = {"In", "Out", "exit", "quit", "open", "get_ipython"}
         given = {
             key: value
@@ -244,8 +257,12 @@ class Study:
         return self._noted(out, wanted)
 
     def _again(self, specs: Sequence[RunSpec]) -> pool.Outcome:
-        """``make``, without a word, of those that have not failed already."""
-        return self.make([s for s in specs if pool.identity(s) not in self._failed], quiet=True)
+        """``make`` of those that have not failed already, of which a page shows one line."""
+        wanted = [spec for spec in specs if pool.identity(spec) not in self._failed]
+        if new := sum(self.store.get(spec) is None for spec in pool.with_teachers(wanted)):
+            what = f"{self.name}: {files.many(new, 'run')} to be made first"
+            print(f"{what}; `ltkd status` and Study.make tell how far they are", file=sys.stderr)
+        return self.make(wanted, quiet=True)
 
     def _noted(self, out: pool.Outcome, wanted: Sequence[RunSpec]) -> pool.Outcome:
         self._used |= out.records
@@ -420,7 +437,7 @@ class Study:
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def curves(self, part: str) -> pd.DataFrame:
+    def learning_curves(self, part: str) -> pd.DataFrame:
         """A row a run and epoch: losses, and the accuracies where the epoch was evaluated."""
         rows = []
         for variant, record in self._records(part):
@@ -436,7 +453,7 @@ class Study:
         return pd.DataFrame(rows)
 
     def adjusted(self, part: str) -> pd.DataFrame:
-        """A row a run and tau of ``curves.TAUS``: accuracies with the prior taken out afterwards.
+        """A row a run and tau of ``prior.TAUS``: accuracies with the prior taken out afterwards.
 
         as_trained marks the tau at which the logits are as the loss left them. Runs whose network
         is not kept here are left out.
@@ -673,10 +690,13 @@ class Study:
     def inputs(self, notebook: str) -> str:
         """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
+        some = ("teachers", "distillation", "sweep")  # those that a page takes the prior from
+        corrected = {pool.identity(spec) for part in some for _, spec in self.specs(part)}
         found: list[Any] = []
         for spec in self.runs():
             if record := self.store.get(spec):
-                found.append([record.values["sha256"], known_or_kept(self.store, record)])
+                own = known_or_kept(self.store, record) if record.run in corrected else []
+                found.append([record.values["sha256"], own])
             else:  # a page names its holes
                 reason = self._failed.get(pool.identity(spec), {}).get("reason")
                 found.append("" if reason is None else reason.endswith(NOT_MADE))

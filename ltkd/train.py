@@ -8,7 +8,7 @@ run is and the sums of its epoch.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from . import parallel
 from .data import Feed, LongTailed, stream
 from .files import Stopped, canonical, sha256, write_atomic
-from .losses import LOSSES, Entry
-from .methods import METHODS, Method
+from .methods import METHODS
 from .models import create_model
+from .objective import Objective, build
 from .params import RECIPES, RunSpec, on_the_fly
 from .precision import autocast
 from .teacher import Teacher, answer, views_of_epoch
@@ -45,65 +44,6 @@ class Diverged(Exception):
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that is not whole, or not this run's."""
-
-
-class Objective(nn.Module):
-    """A method's two terms, weighted: what ``Method.build`` makes.
-
-    term    the distillation loss; what it trains beside the student (ReviewKD's fusion) is its own
-    counts  training images a class, [C]
-    warmup  fraction of the schedule over which the distillation term rises to its weight
-    """
-
-    log_counts: Tensor
-    log_prior: Tensor
-
-    def __init__(
-        self,
-        method: Method,
-        term: nn.Module | None,
-        counts: Sequence[int],
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        warmup: float = 0.0,
-    ) -> None:
-        super().__init__()
-        n = torch.as_tensor(counts, dtype=torch.float64)
-        empty = (n < 1).nonzero().flatten().tolist()
-        if empty and (method.balanced or method.adjust):
-            raise ValueError(
-                f"method {method.name!r} needs an image of every class; none of {empty}"
-            )
-        self.method, self.term = method, term
-        self.entry = LOSSES[method.loss] if method.loss else Entry(None)
-        self.ce_weight, self.kd_weight, self.warmup = ce_weight, kd_weight, warmup
-        self.register_buffer("log_counts", n.log(), persistent=False)
-        self.register_buffer("log_prior", (n / n.sum()).log(), persistent=False)
-
-    def ramp(self, epoch: int, epochs: int) -> float:
-        """Weight of the distillation term in this epoch (from 1): min(epoch / W, 1)."""
-        return min(epoch / max(self.warmup * epochs, 1.0), 1.0)
-
-    def forward(
-        self, logits: Tensor, student: Any, teacher: Any, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(label term, distillation term), scalars.
-
-        logits            the student's, [B, C] in fp32
-        student, teacher  what the loss compares, as ``answer`` gives it; teacher None: no term
-        targets           [B]
-        """
-        prior = self.log_prior.to(logits.dtype)
-        shifted = logits + self.log_counts.to(logits.dtype) if self.method.balanced else logits
-        label = self.ce_weight * F.cross_entropy(shifted, targets)
-        if self.term is None or teacher is None:
-            return label, torch.zeros_like(label)
-        if self.method.adjust == "teacher":
-            teacher = teacher - prior
-        if self.method.adjust == "student":
-            student = student + prior
-        extra = (targets,) if self.entry.targets else ()
-        return label, self.kd_weight * self.term(student, teacher, *extra)
 
 
 def pre_activation(spec: RunSpec) -> bool:
@@ -157,9 +97,8 @@ def initial_objective(
             own = answer(model.eval(), x, "features", pre_activation(spec))[1]
         levels = [f.shape[1] for f in own], [f.shape[1] for f in told], [f.shape[-1] for f in told]
     with seeded("fusion", spec.seed):
-        return METHODS[spec.method].build(
-            spec.method_args, data.counts.tolist(), groups, levels,
-            dist.group.WORLD if spec.processes > 1 else None)  # fmt: skip
+        return build(METHODS[spec.method], spec.method_args, data.counts.tolist(), groups, levels,
+                     dist.group.WORLD if spec.processes > 1 else None)  # fmt: skip
 
 
 @torch.inference_mode()

@@ -1,7 +1,9 @@
 """The prior taken out afterwards: against Bayes' rule, literal loops, and the records."""
 
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from scipy.optimize import minimize_scalar
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltkd import Study, adjust_logits, files, fit_tau
-from ltkd.curves import TAUS, adjusted_counts, fitted_counts, known_or_kept
 from ltkd.methods import METHODS
+from ltkd.objective import build
+from ltkd.prior import TAUS, adjusted_counts, fitted_counts, known_or_kept
+from ltkd.report import tables
 
 CPU = torch.device("cpu")
 SMALL = {"methods": ["student", "kd", "balanced_softmax", "balanced_softmax_kd_biased"],
@@ -245,6 +249,76 @@ def test_an_older_curve_is_completed_where_its_network_is_kept(study):
     assert json.loads(path.read_text()) == json.loads(text)
 
 
+def test_a_curve_of_other_shares_is_left_alone_and_made_anew_where_it_can_be(study, monkeypatch):
+    data, record = study.data(), records(study)["kd"]
+    path, model = record.folder / "adjusted.json", study.store.model_path(record.spec)
+    first = adjusted_counts(study.store, record, data, CPU)
+    weights, text = model.read_bytes(), path.read_text()
+    monkeypatch.setattr("ltkd.prior.TAUS", TAUS[:5])
+    model.unlink()
+    assert known_or_kept(study.store, record) == []
+    assert adjusted_counts(study.store, record, data, CPU) is None
+    assert path.read_text() == text  # the only one there may be
+    model.write_bytes(weights)
+    assert (adjusted_counts(study.store, record, data, CPU) == first[:5]).all()
+    monkeypatch.undo()
+    assert (adjusted_counts(study.store, record, data, CPU) == first).all()
+    assert path.read_text() == text
+
+
+def test_where_nothing_can_be_written_a_curve_is_computed_at_each_call(study, monkeypatch):
+    data, record = study.data(), records(study)["kd"]
+    path, first = record.folder / "adjusted.json", adjusted_counts(study.store, record, data, CPU)
+    text = path.read_text()
+    path.unlink()
+
+    def refuse(number):
+        def write(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("ltkd.files.write_atomic", write)
+
+    for number in (errno.EROFS, errno.EACCES):
+        refuse(number)
+        assert (adjusted_counts(study.store, record, data, CPU) == first).all()
+        assert fitted_counts(study.store, record, data, CPU)
+    refuse(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        adjusted_counts(study.store, record, data, CPU)
+    path.write_text(text)
+
+
+def test_exact_logits_want_one_less_s_off_whatever_the_test_classes():
+    # So many images of class c look like x, of 600 a class; in training they have a prior more.
+    seen, counts = np.array([[400, 50, 150], [100, 500, 50], [100, 50, 400]]), [500, 50, 5]
+    log_pi = np.log(np.array(counts) / sum(counts))
+    kind, labels = np.nonzero(seen)
+    times = seen[kind, labels]
+    logits = (np.log(seen) + log_pi)[kind].repeat(times, axis=0)
+    found = tables.fitted_elsewhere(logits, labels.repeat(times), counts)
+    assert found.index.tolist() == ["s = 1", "s = 0.5", "s = −0.5"]
+    assert found["images"].tolist() == ["666", "850", "850"]
+    for s, (tau, spread) in zip((1, 0.5, -0.5), found["τ"].str.split(" ± "), strict=True):
+        assert float(tau.replace("−", "-")) == pytest.approx(1 - s, abs=0.05)
+        assert float(spread) < 0.05
+    assert tables.fitted_elsewhere(logits, labels.repeat(times), [5, 5, 5]).empty
+    few = tables.fitted_elsewhere(logits, labels.repeat(times), [5000, 50, 5])
+    assert few.index.tolist() == ["s = 0.5", "s = −0.5"]  # of 600 images 0.6 in a thousand
+    assert tables.fitted_elsewhere(logits[:400], np.zeros(400, int), counts).empty
+
+
+def test_accuracies_for_other_test_classes_by_hand():
+    # All images alike: the odds become the classes' own, and the more frequent class the answer.
+    logits, labels, counts = np.tile([0.0, 0.1], (200, 1)), np.repeat([0, 1], 100), [90, 10]
+    found = tables.fitted_elsewhere(logits, labels, counts)
+    expected = {
+        "s = 1": ("111", "−1.05 ± 0.00", "90.1", "+80.2", "+80.2", "+80.2, τ 0"),
+        "s = 0.5": ("133", "−0.55 ± 0.00", "75.2", "+50.4", "+50.4", "+50.4, τ 0"),
+        "s = −0.5": ("133", "0.46 ± 0.00", "75.2", "+0.0", "+0.0", "+0.0, τ 0"),
+    }
+    assert {s: tuple(row) for s, row in zip(found.index, found.to_numpy(), strict=True)} == expected
+
+
 def test_the_prior_is_taken_out_of_the_network_s_own_logits(study):
     data, model_of = study.data(), study.store.load_model
     counts = [int(n) for n in data.counts]
@@ -297,7 +371,7 @@ def test_a_corrected_loss_is_the_plain_one_with_a_shifted_classifier(corrected, 
     teacher, found = torch.randn(4, 3, dtype=torch.float64), []
     prior = (torch.tensor(counts, dtype=torch.float64) / sum(counts)).log()
     for name, shift in ((corrected, 0.0), (plain, prior)):
-        objective = METHODS[name].build(METHODS[name].args, counts).double()
+        objective = build(METHODS[name], METHODS[name].args, counts).double()
         z = logits + shift
         given = (z, teacher) if METHODS[name].loss else (None, None)
         loss = torch.stack(objective(z, *given, targets))

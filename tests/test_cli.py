@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from ltkd import Study, cli, files, load_model, params
-from ltkd.curves import TAUS
 from ltkd.files import sealed, unsealed
 from ltkd.methods import METHODS
+from ltkd.prior import TAUS
 from ltkd.report import build, tables
 from ltkd.runs import identity
 
@@ -374,7 +374,7 @@ def test_tables_of_all_runs_and_of_the_curves_that_are_known(copied, made, monke
     path, folder = copied
     again = ["run", str(path), "--outputs", str(folder.parent)]
     expected = cli.study_of(again).adjusted("distillation")  # LTKD is of another part
-    monkeypatch.setattr("ltkd.curves.predict", None)
+    monkeypatch.setattr("ltkd.prior.predict", None)
     less = cli.study_of([*again, "-p", "methods", "[kd]", "-p", "device", "cuda"])
     build.write_runs(less)
     table = pd.read_csv(folder / "runs.csv", keep_default_na=False)

@@ -1,6 +1,7 @@
 """What goes wrong around a study: killed processes, full disks, other machines, lost data."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -94,6 +95,41 @@ def test_another_machines_lock_is_taken_only_when_its_heart_stops(tmp_path, monk
     assert not path.exists()
 
 
+def test_it_is_taken_where_two_names_cannot_be_exchanged_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LEASE", 1.0)
+    monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)  # as NFS answers
+    path = tmp_path / "x.lock"
+    with holder(path, 1, "elsewhere") as process:
+        began = time.monotonic()
+        with pytest.raises(Stopped), locked(path, lambda: time.monotonic() - began > 5):
+            pytest.fail("taken from a process that lives")
+        process.kill()
+        process.wait()
+        began = time.monotonic()
+        with locked(path):
+            assert 1 < time.monotonic() - began < 30
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_container_is_a_machine_of_its_own(tmp_path):
+    code = ("import sys\nfrom pathlib import Path\nfrom filelock import SoftFileLease\n"
+            "from ltkd import files\npath = Path(sys.argv[1], 'x.lock')\n"
+            "with files.locked(path):\n"
+            "    theirs = SoftFileLease(path, lease_duration=9).owner.hostname\n"
+            "    print(files.host(), theirs)\n")  # fmt: skip
+    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"]).returncode:
+        pytest.skip("no PID namespace can be made here: that needs unshare and root")
+    names = []
+    for prefix in ([], inside):
+        command = [*prefix, sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        ours, theirs = done.stdout.split()
+        assert ours == theirs
+        names.append(ours)
+    assert names[0] != names[1]
+
+
 def test_a_lock_without_a_name_is_dropped_after_a_lease(tmp_path):
     path = tmp_path / "x.lock"
     path.touch()
@@ -131,7 +167,7 @@ def test_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
     code = ("import os, signal, sys, tempfile\nfrom pathlib import Path\nfrom ltkd import files\n"
-            "tempfile.mkdtemp(prefix=f'ltkd-{os.getpid()}-')\n"
+            "tempfile.mkdtemp(prefix=files.temporary_prefix())\n"
             "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
             "with files.locked(Path(sys.argv[1], 'a/x.lock')):\n"
             "    files.write_atomic(Path(sys.argv[1], 'a/b.json'), '{')\n")  # fmt: skip
@@ -139,15 +175,17 @@ def test_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path, monkeypatch):
     dead = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path / "t")})
     assert dead.returncode == -signal.SIGKILL
     assert len(list(tmp_path.rglob("*"))) == 2 + 2 + 1
-    ours = tmp_path / f"a/.c.json.{os.getpid()}@{files.platform.node()}.x.part"
+    own = files.temporary_prefix().removeprefix("ltkd-").rstrip("-")
+    ours = tmp_path / f"a/.c.json.{own}.x.part"
     theirs = tmp_path / "a/.c.json.1@elsewhere.x.part"
-    scratch = tmp_path / f"t/ltkd-{os.getpid()}-x"
-    for path in (ours, theirs, scratch):
+    scratch = tmp_path / f"t/{files.temporary_prefix()}x"
+    shared = tmp_path / "t/ltkd-999999999@elsewhere-x"  # a number that is nobody's here
+    for path in (ours, theirs, scratch, shared):
         path.touch()
     with locked(tmp_path / "a/y.lock"):
         sweep(tmp_path)
         left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {ours.name, theirs.name, scratch.name, "y.lock"}
+    assert left == {ours.name, theirs.name, scratch.name, shared.name, "y.lock"}
 
 
 # ---- disks
@@ -431,7 +469,14 @@ def test_a_run_whose_worker_is_always_killed_fails_alone(tmp_path, tiny, forked,
 def test_workers_that_all_die_end_the_command(tmp_path, tiny, forked, monkeypatch):
     specs = [tiny(seed=seed, epochs=1) for seed in range(9)]
     monkeypatch.setattr(pool, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    out = pool.make(specs, Store(tmp_path), device="cpu", jobs=1, quiet=True)
+    with subprocess.Popen(["sleep", "60"]) as other:  # neither this nor the next is the pool's
+        mine = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+        mine.start()
+        out = pool.make(specs, Store(tmp_path), device="cpu", jobs=1, quiet=True)
+        assert other.poll() is None
+        assert mine.is_alive()
+        for one in (other, mine):
+            one.kill()
     assert not out.records
     assert len(out.failed) == 2
     assert len(out.left) == 7
@@ -460,6 +505,11 @@ def test_a_run_that_diverges_leaves_a_hole_that_everything_shows(tmp_path, forke
     (reason,) = re.findall(r"failed: (kd .* seed 0, .*: the loss is \w+ in epoch .)", said.err)
     assert "Traceback" not in said.err
     assert "4 runs, 1 report made" in said.out
+    assert "kd resnet8-resnet8 gamma 20 seed 0, kd_weight 10000: not finished." in said.err
+    assert cli.main(["status", str(given), "--outputs", str(tmp_path)]) == 0
+    told = capfd.readouterr().out
+    assert "4 of 4 runs are there" in told
+    assert reason in told
     states = {}
     for path in tmp_path.glob("hole/runs/*/record.json"):
         values = json.loads(path.read_text())

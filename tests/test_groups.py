@@ -42,6 +42,12 @@ def test_every_n_matches_a_literal_loop_over_ranks(classes: int) -> None:
         assert sizes.min() >= 1
 
 
+def test_torchs_default_device_does_not_matter() -> None:
+    with torch.device("meta"):  # as with cuda, what is made in passing lies elsewhere
+        groups = class_groups([5, 3, 1])
+    assert groups.tolist() == [0, 1, 2]
+
+
 def test_ties_go_by_label_and_order_of_labels_does_not_matter_otherwise() -> None:
     assert class_groups([5, 5, 9, 1], 4).tolist() == [1, 2, 0, 3]
     assert class_groups([1, 2, 3], 3).tolist() == [2, 1, 0]

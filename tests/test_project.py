@@ -88,7 +88,7 @@ def test_the_readmes_correction_runs():
     assert names["classes"].tolist() == [1]
     # Two images, four to one for either class, and one and a half times the prior.
     odds, prior = torch.tensor([[0.8, 0.2], [0.2, 0.8]]), torch.tensor([0.9, 0.1])
-    names["student_logits"] = odds.log() + 1.5 * prior.log()
+    names["logits"] = odds.log() + 1.5 * prior.log()
     exec(fitted, names)
     assert names["tau"] == pytest.approx(1.5, abs=1e-5)
     assert names["classes"].tolist() == [0, 1]
@@ -210,8 +210,8 @@ def test_every_parameter_file_is_described():
 
 
 # Who may import whom: data flows one way.
-LAYERS = ["files", "parallel", "groups", "adjust", "losses", "models", "methods", "params",
-          "precision", "data", "teacher", "train", "runs", "curves", "pool",
+LAYERS = ["files", "parallel", "groups", "adjust", "losses", "models", "methods", "objective",
+          "params", "precision", "data", "teacher", "train", "runs", "prior", "pool",
           "notebooks", "study", "estimate", "report", "cli", "__main__"]  # fmt: skip
 
 

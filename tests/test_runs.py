@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 from ltkd import RunRecord, files, pool, run
 from ltkd.files import Stopped, locked, write_atomic
@@ -297,6 +299,20 @@ def test_two_processes_make_a_run_once(tmp_path, tiny):
     assert said[0] == said[1] != ""
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_of_two_that_make_a_run_the_first_to_finish_stays(tmp_path, tiny, monkeypatch):
+    spec = tiny()
+    first = run(spec, outputs=tmp_path / "first").folder
+
+    def meanwhile(*given):  # its lock was taken over, and the heir has finished
+        shutil.copytree(first, tmp_path / "second" / "runs" / first.name, dirs_exist_ok=True)
+        return save(*given)
+
+    monkeypatch.setattr("ltkd.runs.save_tensors", meanwhile)
+    second = run(spec, outputs=tmp_path / "second").folder
+    kept = [(path.name, path.read_bytes()) for path in sorted(first.iterdir())]
+    assert [(path.name, path.read_bytes()) for path in sorted(second.iterdir())] == kept
 
 
 def test_a_run_is_saved_inside_its_epochs_and_between_them(tmp_path, tiny, monkeypatch):

@@ -159,7 +159,7 @@ def test_results_are_a_row_a_run_with_macro_means(study):
     assert np.isclose(row["all"], 100 * hit.mean())
     assert np.isclose(own.set_index("class_id").accuracy[3], 100 * hit[truth == 3].mean())
     assert row["pair"] == "ResNet8-ResNet8"
-    assert len(study.curves("distillation")) == 6
+    assert len(study.learning_curves("distillation")) == 6
     assert study.missing().empty
     assert set(study.results("ablations").variant) == {"within_only"}
     assert sorted(set(study.results("group_count").n_groups)) == [1, 3]
@@ -186,7 +186,7 @@ def test_rows_and_curves_of_a_history_by_hand(monkeypatch):
     expected = own | {f"best_{metric}": value for metric, value in best.items()}
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     # Each epoch has its own losses, and its own accuracies where it was evaluated.
-    curves = study.curves("distillation").set_index("epoch")
+    curves = study.learning_curves("distillation").set_index("epoch")
     assert curves.index.tolist() == [1, 2, 3, 4, 5, 6]
     for k, name in enumerate(losses):
         assert curves[name].tolist() == [e + k / 4 for e in range(1, 7)]
@@ -288,6 +288,16 @@ def test_a_page_that_runs_again_in_one_kernel_is_no_other_study():
     for now in ([added, cells[1]], [cells[0], injected, cells[1]]):
         with pytest.raises(ParameterError, match=r"seedz: unknown key"):
             Study.from_notebook(left | {"seedz": [1], "In": ["", *cells, *now]})
+    # An own hand at the cell: a comment on top, and no annotation.
+    for own in ('# mine\nname: str = "x1"\nseedz: list = [1]', 'name = "x1"\n\nseedz = [1]'):
+        with pytest.raises(ParameterError, match=r"seedz: unknown key"):
+            Study.from_notebook(left | {"seedz": [1], "In": ["", *cells, own, cells[1]]})
+    plain = 'name = "x1"\nseeds = [4]'
+    assert Study.from_notebook(left | {"In": ["", *cells, plain, cells[1]]}).name == "x1"
+    # What papermill injects goes over the cell, and a name of the user's own is no such cell.
+    named = [cells[0], '# Parameters\nname = "x2"', cells[1], 'name = "y"']
+    again = Study.from_notebook(left | {"name": "x2", "In": ["", *named]})
+    assert (again.name, again.parameters.seeds) == ("x2", [4])
 
 
 def test_only_the_studys_own_factors_give_data(study):
@@ -339,7 +349,7 @@ def test_a_run_that_failed_is_not_tried_at_every_look(tmp_path, forked, monkeypa
         return pool.Outcome(failed={identity(spec): "killed" for spec in specs})
 
     monkeypatch.setattr("ltkd.study.pool.make", fails)
-    for look in (study.results, study.curves, study.per_class, study.predictions):
+    for look in (study.results, study.learning_curves, study.per_class, study.predictions):
         assert len(look("distillation")) == 0
     assert sorted(tried) == ["kd", "ltkd", "student"]
     assert len(study.missing("distillation")) == 3
@@ -655,7 +665,7 @@ def test_the_committed_records_saw_the_images_of_their_split(cifar100):
             assert hit.tolist() == values["history"][-1]["correct"], place
 
 
-@pytest.mark.parametrize("name", ["quick", "short", "split1", "tune"])
+@pytest.mark.parametrize("name", ["quick", "short", "split1", "split2", "tune"])
 def test_the_committed_records_are_what_the_parameter_file_asks_for(name, tmp_path):
     p = load_parameters(ROOT / "params" / f"cifar100_lt_{name}.yaml")
     study = Study(outputs=tmp_path, **p.model_dump())

@@ -14,6 +14,7 @@ from ltkd.data import Feed, load, stream
 from ltkd.losses import KDLoss, LTKDLoss
 from ltkd.methods import METHODS
 from ltkd.models import forward_features
+from ltkd.objective import build
 from ltkd.params import RunSpec
 from ltkd.runs import Store
 from ltkd.teacher import Teacher, views_of_epoch
@@ -34,7 +35,7 @@ COUNTS = [50, 30, 12, 5, 3]
 def objective(name, **args):
     method = METHODS[name]
     groups = [0, 0, 1, 1, 2] if method.uses_groups else None
-    return method.build({**method.args, **args}, COUNTS, groups).double()
+    return build(method, {**method.args, **args}, COUNTS, groups).double()
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_balanced_softmax_is_logit_adjusted_cross_entropy(batch):
 
 def test_a_prior_needs_an_image_of_every_class():
     with pytest.raises(ValueError, match=r"needs an image of every class; none of \[1\]"):
-        METHODS["balanced_softmax"].build({}, [3, 0, 2], None)
+        build(METHODS["balanced_softmax"], {}, [3, 0, 2])
 
 
 def test_steps_drop_where_the_common_recipe_drops(tiny):

@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
 
 # One line a loss: the losses that ltkd.methods can name. Beyond this line and its entry there, a
-# loss that looks across the batch or takes groups is built by Method.build, one whose parameters
+# loss that looks across the batch or takes groups is built by objective.build, one whose parameters
 # depend on the networks by train.initial_objective, and params names one that has no table.
 LOSSES = {
     "kd": Entry(KDLoss),

@@ -1,7 +1,6 @@
 """From finished runs to a study's pages: what is up to date is left alone."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import cores, data_root, locked, many, read_json, sha256, write_atomic
+from ..files import (
+    cores,
+    data_root,
+    locked,
+    many,
+    read_json,
+    sha256,
+    temporary_prefix,
+    write_atomic,
+)
 from ..notebooks import execute_all, failed_copies
 from ..study import PARTS, Study
 from . import page, paper, tables
@@ -34,7 +42,7 @@ def build(
     env = {"LTKD_OUTPUTS": str(study.folder.parent)}
     env["LTKD_DATA"] = str(data_root(study.parameters.data_root))
     with ExitStack() as held:  # of two commands at once the second finds its reports done
-        folder = held.enter_context(TemporaryDirectory(prefix=f"ltkd-{os.getpid()}-"))
+        folder = held.enter_context(TemporaryDirectory(prefix=temporary_prefix()))
         for path in sorted(notebooks):
             held.enter_context(locked(reports / f"{path.stem}.lock", stop))
         stale = [path for path in notebooks if not fresh(study, path.stem)]
@@ -132,4 +140,7 @@ def _beside(own: Sequence[bool]) -> str:
             "This is not the paper's setting: its numbers stand for orientation, never subtracted."
         )
     which = "This is" if all(own) else f"{sum(own)} of its {len(own)} settings are"
-    return f"{which} the paper's own setting: its numbers stand beside ours with the difference."
+    return (
+        f"{which} the paper's own setting (its epochs are inferred): its numbers stand beside "
+        "ours with the difference."
+    )

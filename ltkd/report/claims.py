@@ -20,6 +20,7 @@ CLAIMS = {
     5: "The number of groups matters little, from 3 to 25",
     6: "LTKD beats DKD, ReviewKD, DIST and CAT-KD",
 }
+NOT_TESTED = "not tested here"
 # What paired differences decide: claim, part, column, better, worse; each on the tail and overall.
 _PAIRED = (
     (2, "distillation", "method", "ltkd", "kd"),
@@ -121,7 +122,7 @@ def tested(tests: Iterable[Comparison]) -> pd.DataFrame:
     """A row a test: claim, comparison, points (and interval), n, verdict."""
     rows = []
     for test in tests:
-        result = verdict(test.gap, test.margin) if test.gap.n else "not tested here"
+        result = verdict(test.gap, test.margin) if test.gap.n else NOT_TESTED
         n = many(test.gap.n, test.unit) if test.gap.n else "—"
         rows.append({"claim": test.claim, "comparison": test.text,
                      "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
@@ -148,12 +149,12 @@ def verdicts(tests: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (setting, claim), part in tests.groupby(["setting", "claim"], sort=False):
-        ran = part.loc[part["verdict"] != "not tested here", "verdict"]
+        ran = part.loc[part["verdict"] != NOT_TESTED, "verdict"]
         bad = next((v for v in ("contradicted", "not resolved") if v in set(ran)), None)
         good = "confirmed" if len(ran) == len(part) else "confirmed where tested"
         confirmed = f"{(ran == 'confirmed').sum()} of {len(ran)}"
         rows.append({"setting": setting, "claim": f"{claim}. {CLAIMS[int(str(claim))]}",
-                     "verdict": (bad or good) if len(ran) else "not tested here",
+                     "verdict": (bad or good) if len(ran) else NOT_TESTED,
                      "tests confirmed": confirmed, "not tested": len(part) - len(ran)})  # fmt: skip
     return pd.DataFrame(rows).set_index("claim").rename_axis(None)
 
@@ -167,7 +168,7 @@ def questions(
         gaps = paired(runs, worse)
         found = {m: interval_of(gaps, method=better, metric=m) for m in ("tail", "head", "all")}
         shown = {metric: gap.difference() for metric, gap in found.items()}
-        side = found["tail"].side if found["tail"].n else "not tested here"
+        side = found["tail"].side if found["tail"].n else NOT_TESTED
         name = f"{marked(LABELS[better])} − {marked(LABELS[worse])}"
         rows[name] = {"question": text, **shown, "n": found["tail"].n, "on the tail": side}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -176,11 +177,11 @@ def questions(
 def asked_here(rows: pd.DataFrame) -> list[Any]:
     """Of ``questions``, or of ``tested`` by comparison, the rows that ran, and a line that names
     the others."""
-    left = (rows == "not tested here").any(axis=1)
+    left = (rows == NOT_TESTED).any(axis=1)
     names = dict.fromkeys(re.sub(r", (tail|all)$| \(ours\)", "", str(k)) for k in rows.index[left])
     out: list[Any] = [] if left.all() else [rows[~left]]
     if names:
-        out.append(Markdown(f"*Not tested here: {'; '.join(names)}.*"))
+        out.append(Markdown(f"*{NOT_TESTED.capitalize()}: {'; '.join(names)}.*"))
     return out
 
 

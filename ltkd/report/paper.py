@@ -15,7 +15,7 @@ from ..study import network_label
 
 TITLES = {"digits": "Digits-LT", "cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT",
           "tiny_imagenet": "TinyImageNet-LT", "imagenet": "ImageNet-LT"}  # fmt: skip
-# Epochs of the paper's schedules, those of the common code; other lengths are other settings.
+# Epochs of the common code, taken for the paper's [inferred]; other lengths are other settings.
 EPOCHS = {"cifar100": 240, "tiny_imagenet": 240, "imagenet": 100}
 # Table -> file, column that tells its rows apart, data set, gamma (None: a column), trust.
 _TABLES = {

@@ -23,6 +23,7 @@ from sklearn.linear_model import PoissonRegressor
 from ..files import many
 from ..groups import GROUPS
 from ..methods import METHODS
+from ..prior import TAUS
 from . import paper
 from .paper import Setting
 
@@ -909,6 +910,55 @@ def fitted_shares(fitted: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         gaps["minus best τ"] += f", τ {best:g}"
         about = {"τ": _shown(own["tau"].mean(), 2), "all": t_interval(at).plus_minus()}
         rows[marked(str(label))] = about | gaps
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def fitted_elsewhere(
+    logits: Any, labels: Any, counts: Any, *, draws: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """``fit_tau`` where test classes are not equally frequent, a row an s: as pi^s they are.
+
+    logits [N, C], labels [N] of test images, counts [C] of the training images. For each s so many
+    images of each class are drawn at random as make it so frequent, of the most frequent ones as
+    many as the smallest class has; an s that would take less than one of a class is left out. tau ±
+    its standard deviation over the draws, means over them of the accuracy at it, and of how much
+    more that is than as trained, at tau = 1 - s and at the best of the curves' tau, read with the
+    labels. Empty where a class has no image, or all are as large.
+    """
+    import torch
+
+    from ..adjust import adjust_logits, fit_tau
+
+    logits, labels, counts = (torch.as_tensor(one) for one in (logits, labels, counts))
+    members = [np.flatnonzero(labels == c) for c in range(len(counts))]
+    most = min(len(own) for own in members)
+    if most < 1 or counts.min() < 1 or counts.min() == counts.max():
+        return pd.DataFrame()
+    rng, rows = np.random.default_rng(seed), {}
+    for s in (1.0, 0.5, -0.5):
+        share = counts.double() ** s
+        if most * share.min() < 0.999 * share.max():
+            continue
+        wanted = (most * share / share.max()).round().long()
+        fits, levels = [], []
+        for _ in range(draws):
+            each = zip(members, wanted.tolist(), strict=True)
+            chosen = np.concatenate([rng.choice(own, n, replace=False) for own, n in each])
+            z, truth = logits[chosen], labels[chosen]
+            fits.append(fit_tau(z, counts, wanted))
+            right = [adjust_logits(z, counts, tau).argmax(1) == truth
+                     for tau in (fits[-1], 1 - s, *TAUS)]  # fmt: skip
+            levels.append([100 * float(one.double().mean()) for one in right])
+        at, consistent, *curve = np.mean(levels, axis=0)
+        best = int(np.argmax(curve))
+        rows[f"s = {s:g}".replace("-", "−")] = {
+            "images": f"{int(wanted.sum()):,}",
+            "τ": f"{_shown(float(np.mean(fits)), 2)} ± {_shown(float(np.std(fits, ddof=1)), 2)}",
+            "all": _shown(at, 1),
+            "minus as trained": _shown(at - curve[0], 1, "+"),
+            "minus τ = 1 − s": _shown(at - consistent, 1, "+"),
+            "minus best τ": f"{_shown(at - curve[best], 1, '+')}, τ {TAUS[best]:g}",
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
