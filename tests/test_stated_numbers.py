@@ -292,23 +292,32 @@ def vgg_difference_rows():
             yield f"| {name} | {' | '.join(found[over])} |"
 
 
+def page_tables(study, notebook, heading):
+    """The tables with a column of that heading in an executed page: the text shown before each, and
+    its rows' cells."""
+    page = nbformat.read(ROOT / f"outputs/{study}/reports/{notebook}.ipynb", as_version=4)
+    shown, before = [out.get("data", {}) for cell in page.cells
+                     for out in cell.get("outputs", [])], ""  # fmt: skip
+    for data in shown:
+        table = data.get("text/html", "")
+        if f"<th>{heading}</th>" in table:
+            yield before, [[html.unescape(re.sub("<.*?>", "", cell)).strip()
+                            for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
+                           for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]  # fmt: skip
+        before = data.get("text/markdown", before)
+
+
 def claim_rows():
     """The tests of the paper's claims, as the executed pages of three studies have them: a column
     for each pair of each."""
     columns = []
     for study, pairs in (("cifar100_lt", 2), (SECOND, 1), (FIRST, 1)):
-        page = nbformat.read(ROOT / f"outputs/{study}/reports/06_summary.ipynb", as_version=4)
-        shown = [out.get("data", {}).get("text/html", "")
-                 for cell in page.cells for out in cell.get("outputs", [])]  # fmt: skip
-        found = [text for text in shown if "<th>comparison</th>" in text]
+        found = [rows for _, rows in page_tables(study, "06_summary", "comparison")]
         assert len(found) == pairs
         columns += found
     told = {}
     for column, table in enumerate(columns):
-        for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL):
-            cells = [html.unescape(re.sub("<.*?>", "", cell)).strip()
-                     for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]  # fmt: skip
-            name, claim, points, n, result = cells
+        for name, claim, points, n, result in table:
             if result in ("confirmed", "contradicted", "not resolved"):
                 assert n in (("100 batches",) if claim == "1" else ("3 seeds", "2 seeds"))
                 points += " (2)" * (n == "2 seeds")
@@ -420,13 +429,24 @@ def factor_image_rows():
         yield f"| {name} | {' | '.join(cells)} | |"
 
 
+def elsewhere_rows():
+    """The tau fitted to the teachers' logits for other test sets, as the executed pages have it."""
+    for schedule, study in FITTED:
+        for where, rows in page_tables(study, "07_prior_removed", "minus τ = 1 − s"):
+            (teacher,) = re.findall(r"Teacher (\S+), γ", where)
+            for cells in rows[1:]:
+                yield f"| {schedule} | {teacher} | {' | '.join(cells)} |".replace("s = ", "")
+
+
+FITTED = (
+    ("240 epochs", "cifar100_lt"), ("30 epochs", FIRST), ("30 epochs, second split", SECOND),
+    ("30 epochs, third split", "cifar100_lt_split2"), ("30 epochs, factor 10", TENTH),
+)  # fmt: skip
+
+
 def fitted_rows():
     """Each network of which the tau fitted without labels is known, by schedule and method."""
-    for schedule, study in (
-        ("240 epochs", "cifar100_lt"), ("30 epochs", FIRST),
-        ("30 epochs, second split", "cifar100_lt_split1"),
-        ("30 epochs, third split", "cifar100_lt_split2"), ("30 epochs, factor 10", TENTH),
-    ):  # fmt: skip
+    for schedule, study in FITTED:
         rows = []
         for path in sorted((ROOT / "outputs" / study / "runs").glob("*/adjusted.json")):
             curve = json.loads(path.read_text())
@@ -939,6 +959,7 @@ FEWER = {
     own_best_rows: 34,
     span_rows: 6,
     best_border_rows: 13,
+    elsewhere_rows: 18,
     pooled_rows: 6,
 }
 
@@ -964,6 +985,7 @@ FEWER = {
      ("outputs/EVIDENCE.md", factor_difference_rows),
      ("outputs/EVIDENCE.md", own_best_rows), ("outputs/EVIDENCE.md", span_rows),
      ("outputs/EVIDENCE.md", best_border_rows), ("outputs/EVIDENCE.md", fitted_rows),
+     ("outputs/EVIDENCE.md", elsewhere_rows),
      ("outputs/EVIDENCE.md", pooled_rows)],
 )  # fmt: skip
 def test_every_stated_row_is_that_of_the_records(file, rows):
@@ -996,6 +1018,6 @@ if __name__ == "__main__":
         claim_rows, split_accuracy_rows, split_rows, split_teacher_rows, over_splits_rows,
         held_out_rows, teacher_removed_rows, border_rows, counted_rows,
         factor_rows, factor_difference_rows, pooled_rows, own_best_rows, span_rows,
-        best_border_rows, bias_rows, factor_image_rows, fitted_rows,
+        best_border_rows, bias_rows, factor_image_rows, fitted_rows, elsewhere_rows,
     ):  # fmt: skip
         print(*rows(), "", sep="\n")
