@@ -34,10 +34,23 @@ def _known(store: Store, record: RunRecord) -> dict[str, Any]:
     return about
 
 
+def _counts(found: dict[str, Any]) -> np.ndarray | None:
+    return np.asarray(found["correct"]) if "correct" in found else None
+
+
+def _fit(found: dict[str, Any]) -> tuple[float, np.ndarray] | None:
+    fit = found.get("fitted")
+    return (fit["tau"], np.asarray(fit["correct"])) if fit else None
+
+
 def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
     """``adjusted_counts`` as they lie beside the record; None where nothing was computed."""
-    found = _known(store, record)
-    return np.asarray(found["correct"]) if "correct" in found else None
+    return _counts(_known(store, record))
+
+
+def known_fit(store: Store, record: RunRecord) -> tuple[float, np.ndarray] | None:
+    """``fitted_counts``, likewise."""
+    return _fit(_known(store, record))
 
 
 def known_or_kept(store: Store, record: RunRecord) -> list[str]:
@@ -89,8 +102,7 @@ def adjusted_counts(
     trained stands at tau = 1 as it is. What was computed once lies beside the record. device:
     auto, cpu or cuda, asked for only where something is to be computed.
     """
-    found = _values(store, record, data, device, "correct")
-    return np.asarray(found["correct"]) if "correct" in found else None
+    return _counts(_values(store, record, data, device, "correct"))
 
 
 def fitted_counts(
@@ -99,5 +111,4 @@ def fitted_counts(
     """tau by ``fit_tau`` from the test images' logits and class sizes, on the scale of
     ``adjusted_counts``, and the correct images a class [C] at it; None where neither is known nor
     the network kept, or where classes are all as large."""
-    found = _values(store, record, data, device, "fitted").get("fitted")
-    return (found["tau"], np.asarray(found["correct"])) if found else None
+    return _fit(_values(store, record, data, device, "fitted"))

@@ -39,7 +39,7 @@ from .params import (
     recipe_of,
     settings_of,
 )
-from .prior import TAUS, adjusted_counts, fitted_counts, known_counts, known_or_kept
+from .prior import TAUS, adjusted_counts, fitted_counts, known_counts, known_fit, known_or_kept
 from .runs import RunRecord, Store, pick_device
 from .teacher import Table, table_row
 from .train import predict
@@ -508,14 +508,22 @@ class Study:
         """
         rows = []
         for variant, record in self._records(part):
-            data, device = self.data(record.spec.gamma), self.parameters.device
-            if found := fitted_counts(self.store, record, data, device):
-                tau, correct = found
-                about = {"ours": METHODS[record.spec.method].ours, "tau": tau}
-                rows.append(
-                    self._labels(variant, record) | about | self._accuracies(record, correct)
-                )
+            data = self.data(record.spec.gamma)
+            if fit := fitted_counts(self.store, record, data, self.parameters.device):
+                rows.append(self._fit(variant, record, *fit))
         return pd.DataFrame(rows, columns=FITTED)
+
+    def fitted_known(self) -> pd.DataFrame:
+        """``fitted`` of all finished runs of the folder, as far as it is known."""
+        found = [(one, known_fit(self.store, one)) for one in self.store.all() if not one.diverged]
+        rows = [self._fit("", record, *fit) for record, fit in found if fit]
+        return pd.DataFrame(rows, columns=FITTED)
+
+    def _fit(
+        self, variant: str, record: RunRecord, tau: float, correct: np.ndarray
+    ) -> dict[str, Any]:
+        about = {"ours": METHODS[record.spec.method].ours, "tau": tau}
+        return self._labels(variant, record) | about | self._accuracies(record, correct)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:
         """Class ids of the test images [N] at the last epoch, by run."""

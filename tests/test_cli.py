@@ -391,6 +391,10 @@ def test_tables_of_all_runs_and_of_the_curves_that_are_known(copied, made, monke
     both = [one.set_index(["run", "tau"]).sort_index() for one in (curves, expected)]
     same = ["label", "as_trained", "all", "head", "medium", "tail"]
     pd.testing.assert_frame_equal(both[0][same], both[1][same].round(4))
+    fits = pd.read_csv(folder / "fitted.csv").set_index("run").sort_index()
+    wanted = cli.study_of(again).fitted("distillation").set_index("run").sort_index().round(4)
+    assert set(fits.index) == set(curves["run"])
+    pd.testing.assert_frame_equal(fits[["tau", *same[2:]]], wanted[["tau", *same[2:]]])
 
 
 def test_a_gpu_is_asked_for_only_where_something_is_to_be_computed(copied, monkeypatch):

@@ -93,7 +93,7 @@ def write_runs(study: Study) -> None:
 
     Finished runs of the folder that are not of these parameters follow, with no part. adjusted.csv:
     a row a run of these and tau, its accuracies with the prior taken out, where they are known by
-    now; what a run is, runs.csv says.
+    now; fitted.csv: a row a run, at the tau of ``fit_tau``. What a run is, runs.csv says.
     """
     frames = [study.results(part).assign(part=part) for part in PARTS]
     frames.append(study.others().assign(part=""))
@@ -101,9 +101,9 @@ def write_runs(study: Study) -> None:
     table = pd.concat(frames, ignore_index=True).round(4)
     write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(study.folder / "runs.json", table.to_json(orient="records", indent=1) + "\n")
-    known = study.adjusted_known().drop(columns=["ours", "variant"]).round(4)
-    known = known[known["run"].isin(table["run"])]
-    write_atomic(study.folder / "adjusted.csv", known.to_csv(index=False, lineterminator="\n"))
+    for name, known in (("adjusted", study.adjusted_known()), ("fitted", study.fitted_known())):
+        own = known[known["run"].isin(table["run"])].drop(columns=["ours", "variant"]).round(4)
+        write_atomic(study.folder / f"{name}.csv", own.to_csv(index=False, lineterminator="\n"))
 
 
 def _index(study: Study, notebooks: Sequence[Path]) -> None:

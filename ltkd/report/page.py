@@ -224,6 +224,7 @@ def write_index(
             ("All studies", "../index.html"),
             *((f"Every run as a table ({name})", name) for name in ("runs.csv", "runs.json")),
             ("The prior taken out, run by run (adjusted.csv)", "adjusted.csv"),
+            ("The share fitted without labels (fitted.csv)", "fitted.csv"),
         ],
     )
     write_atomic(folder / "index.html", text)
