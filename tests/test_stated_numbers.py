@@ -296,8 +296,8 @@ def page_tables(study, notebook, heading):
     """The tables with a column of that heading in an executed page: the text shown before each, and
     its rows' cells."""
     page = nbformat.read(ROOT / f"outputs/{study}/reports/{notebook}.ipynb", as_version=4)
-    shown, before = [out.get("data", {}) for cell in page.cells
-                     for out in cell.get("outputs", [])], ""  # fmt: skip
+    shown = [out.get("data", {}) for cell in page.cells for out in cell.get("outputs", [])]
+    before = ""
     for data in shown:
         table = data.get("text/html", "")
         if f"<th>{heading}</th>" in table:
@@ -429,6 +429,12 @@ def factor_image_rows():
         yield f"| {name} | {' | '.join(cells)} | |"
 
 
+FITTED = (  # what has networks to fit tau to
+    ("240 epochs", "cifar100_lt"), ("30 epochs", FIRST), ("30 epochs, second split", SECOND),
+    ("30 epochs, third split", SPLITS["third"]), ("30 epochs, factor 10", TENTH),
+)  # fmt: skip
+
+
 def elsewhere_rows():
     """The tau fitted to the teachers' logits for other test sets, as the executed pages have it."""
     for schedule, study in FITTED:
@@ -436,12 +442,6 @@ def elsewhere_rows():
             (teacher,) = re.findall(r"Teacher (\S+), γ", where)
             for cells in rows[1:]:
                 yield f"| {schedule} | {teacher} | {' | '.join(cells)} |".replace("s = ", "")
-
-
-FITTED = (
-    ("240 epochs", "cifar100_lt"), ("30 epochs", FIRST), ("30 epochs, second split", SECOND),
-    ("30 epochs, third split", "cifar100_lt_split2"), ("30 epochs, factor 10", TENTH),
-)  # fmt: skip
 
 
 def fitted_rows():
