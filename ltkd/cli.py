@@ -447,6 +447,8 @@ def _status(given: argparse.Namespace) -> int:
     from .report.build import fresh
     from .runs import identity
 
+    if given.ids:
+        study.check_files()
     specs = study.runs()
     out = study.there(specs)
     missing = [s for s in specs if identity(s) not in out.records and identity(s) not in out.failed]

@@ -21,6 +21,7 @@ from filelock import SoftFileLease, Timeout
 from psutil import STATUS_ZOMBIE, NoSuchProcess, Process
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 LEASE = 60.0  # seconds without a heartbeat after which another machine's lock is taken over
 MANIFEST = "application/vnd.ltkd.manifest+json"  # the output that carries a notebook's manifest
 
@@ -115,6 +116,22 @@ def host() -> str:
 def _here() -> str:
     """``host`` in a few letters, for names of files."""
     return sha256(host())[:8]
+
+
+def holder(path: Path) -> int | None:
+    """The process of this machine that a lock file names."""
+    owner = SoftFileLease(path, lease_duration=LEASE).owner
+    return owner.pid if owner and owner.hostname == host() else None
+
+
+def held(path: Path) -> bool:
+    """Whether a living process has the lock; another machine's touches it."""
+    if pid := holder(path):
+        return alive(pid)
+    try:
+        return time.time() - path.stat().st_mtime < LEASE
+    except OSError:
+        return False
 
 
 Mark = tuple[int, int, int]
@@ -258,8 +275,12 @@ def hardware() -> str:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores this process may use, by its affinity and its container's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # '200000 100000': two cores' time; 'max 100000': no quota
+        time_of_all, of_one = map(int, CPU_MAX.read_text().split())
+        n = min(n, max(1, time_of_all // of_one))
+    return n
 
 
 def chunks(items: Any, n: int) -> list[Any]:

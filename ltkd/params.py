@@ -98,10 +98,17 @@ def nearest(word: str, allowed: Any) -> str:
     return f"{_hint(word, allowed)} Allowed: {', '.join(str(a) for a in allowed)}."
 
 
-def _known(kind: str, word: str, allowed: Any) -> str:
+def network_label(name: str) -> str:
+    """A network's name as the papers write it: 'wrn_40_2' -> 'WRN-40-2'."""
+    name = name.removesuffix("_imagenet")
+    for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
+        name = name.replace(shown.lower(), shown, 1)
+    return name.replace("_", "-")
+
+
+def _known(kind: str, word: str, allowed: Any) -> None:
     if word not in allowed:
         raise ValueError(f"unknown {kind} {word!r}.{nearest(word, allowed)}")
-    return word
 
 
 def check_levels(method: str, teacher: str, student: str) -> None:
@@ -345,13 +352,17 @@ class RunSpec(_Strict):
         return f"{self.teacher}-{self.student}" if self.teacher else self.student
 
     @property
+    def own_values(self) -> list[str]:
+        """What is not the method's default: 'alpha 2', and of the number of groups 'n = 10'."""
+        usual = METHODS[self.method].defaults(self.teacher, self.student)
+        own = [f"{k} {v:g}" for k, v in self.method_args.items() if v != usual[k]]
+        return own + ([f"n = {self.groups}"] if self.groups not in (None, 3) else [])
+
+    @property
     def title(self) -> str:
         """A short name for people, for progress lines and messages."""
-        own = METHODS[self.method].defaults(self.teacher, self.student)
-        args = [f"{k} {v:g}" for k, v in self.method_args.items() if v != own[k]]
-        args += [f"n = {self.groups}"] if self.groups not in (None, 3) else []
         text = f"{self.method} {self.pair} {gamma_text(self.gamma)} seed {self.seed}"
-        return ", ".join([text, *args])
+        return ", ".join([text, *self.own_values])
 
 
 def check_fit(spec: RunSpec, counts: Sequence[int]) -> None:

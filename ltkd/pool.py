@@ -1,8 +1,10 @@
 """Many runs side by side in local processes, teachers first.
 
-A run that fails stops no other; a disk that does, or data that is not there, stops all.
+A run that fails stops no other; a disk that does, or data that is not there, stops all. Where
+memory runs short fewer are made at once, and what it cost is made again.
 """
 
+import errno
 import gc
 import os
 import signal
@@ -22,7 +24,7 @@ import torch
 
 from . import parallel
 from .data import DataError
-from .files import LEASE, Stopped, alive, clock, cores, host, read_json
+from .files import LEASE, Stopped, alive, clock, cores, held, holder, host, read_json
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -30,7 +32,9 @@ from .train import Diverged
 _STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
 _TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy", "pid", "host"}
 _AT_WORK = threading.Lock()  # held by a worker while it makes a run
-KILLS = 3  # workers killed in a row, after which the cause is taken to lie outside the runs
+KILLS = 3  # workers lost in a row that ran alone: the cause is taken to lie outside the runs
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+            errno.ENOENT}  # fmt: skip
 
 
 @dataclass
@@ -72,18 +76,29 @@ def _enter(stop: Any, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
+def _free() -> None:
     gc.collect()  # an earlier run's network and mapped table hang in cycles until Python looks
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what an earlier run of this process kept others may need
+
+
+def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
+    _free()
+    full = ""
     with _AT_WORK:
-        run(
-            spec,
-            outputs=folder,
-            device=device,
-            data_root=data_root,
-            stop=lambda: bool(_STOP.value),
-        )
+        try:
+            run(
+                spec,
+                outputs=folder,
+                device=device,
+                data_root=data_root,
+                stop=lambda: bool(_STOP.value),
+            )
+        except torch.OutOfMemoryError as error:
+            full = str(error)
+    if full:  # with the error the frames are gone that held what is to be freed
+        _free()
+        raise torch.OutOfMemoryError(full)
 
 
 def with_teachers(specs: Sequence[RunSpec]) -> list[RunSpec]:
@@ -130,13 +145,17 @@ def make(
     context, count = get_context("spawn"), jobs_for(jobs, list(todo.values()))
     halt = context.RawValue("b", 0)
     flying: dict[Future[None], RunSpec] = {}
-    # In flight when a worker was killed, perhaps by what they need: they are made one by one.
+    # Lost with their worker, perhaps by what they need: they are made again one by one, at the end.
     suspects: set[str] = set()
     killed, broken = 0, False
+    lost: set[str] | None = None  # by the worker that was killed
     others = {child.pid for child in active_children()}  # the caller's own
 
     def workers() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(count, context, _enter, (halt, os.getpid()))
+
+    def alone() -> bool:
+        return any(identity(spec) in suspects for spec in flying.values())
 
     def close() -> None:
         for child in active_children() if broken else []:
@@ -152,10 +171,10 @@ def make(
         while todo or flying:
             if broken and not flying:
                 close()
-                pool, broken = workers(), False
-            while not broken and not halt.value and len(flying) < (1 if suspects else count):
-                ready = _next(todo, out, advance)
-                if ready is None:
+                pool, broken, lost = workers(), False, None
+            while not (broken or halt.value or alone()) and len(flying) < count:
+                ready = _next(todo, out, advance, store)
+                if ready is None or (identity(ready) in suspects and flying):
                     break
                 try:
                     flying[pool.submit(_work, ready, store.folder, device, data_root)] = ready
@@ -175,22 +194,34 @@ def make(
                     out.left.append(spec)
                 except Diverged as error:
                     out.failed[name] = str(error)
-                except (BrokenProcessPool, torch.AcceleratorError) as error:
-                    killed += not broken
-                    broken = True  # after an error of its GPU a process makes no run any more
-                    if name not in suspects:
+                except (BrokenProcessPool, torch.AcceleratorError, torch.OutOfMemoryError) as error:
+                    full = isinstance(error, torch.OutOfMemoryError)
+                    dead = isinstance(error, BrokenProcessPool)
+                    if not full:  # after an error of its GPU a process makes no run any more
+                        killed += not (broken or flying)
+                        broken = True
+                    if dead:
+                        if lost is None:
+                            lost, count = _lost(store, [spec, *flying.values()]), max(1, count - 1)
+                        if name not in lost:  # a pool ends with any one of its workers
+                            todo = {name: spec, **todo}
+                            continue
+                    if name not in suspects and killed < KILLS:
                         suspects.add(name)
-                        todo = {name: spec, **todo}
-                        on_gpu = isinstance(error, torch.AcceleratorError)
-                        what = "failed on its GPU" if on_gpu else "was killed"
-                        _say(f"{spec.title}: a process {what}; goes on alone from where it was")
+                        todo = {**todo, name: spec}
+                        count = max(1, count - full)
+                        what = "was killed" if dead else "failed on its GPU"
+                        what = f"ran out of memory; now {count} at once" if full else what
+                        _say(f"{spec.title}: a process {what}; goes on alone, from where it was, "
+                             "after the others")  # fmt: skip
                         continue
                     out.failed[name] = _reason(spec, error)
                     if killed >= KILLS:
                         halt.value = 1
-                except (OSError, DataError) as error:  # of the disk: others would meet it too
+                except (OSError, DataError) as error:
                     out.failed[name] = f"{spec.title}: {error}"
-                    halt.value = 1
+                    if isinstance(error, DataError) or error.errno in _OF_DISK:
+                        halt.value = 1  # others would meet it too
                 except Exception as error:
                     out.failed[name] = _reason(spec, error)
                 suspects.discard(name)
@@ -217,7 +248,7 @@ def together(
             out.left.append(spec)
         except Diverged as error:
             out.failed[identity(spec)] = str(error)
-        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError) as error:
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             # The others wait for this one in a step, and end when torchrun sees it gone.
             raise SystemExit(f"failed: {_reason(spec, error)}") from None
         advance(spec, bool(out.records) and not out.reasons)
@@ -227,10 +258,10 @@ def together(
 def _reason(spec: RunSpec, error: Exception) -> str:
     if isinstance(error, BrokenProcessPool):
         return (
-            f"{spec.title}: its process was killed twice (out of memory? fewer --jobs, "
+            f"{spec.title}: its process was killed (out of memory? fewer --jobs, "
             "or a smaller batch in the file)"
         )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return (
             f"{spec.title}: out of memory; fewer --jobs, or a smaller batch in the file "
             f"(now {spec.batch}). {str(error).partition('. ')[0]}"
@@ -238,13 +269,24 @@ def _reason(spec: RunSpec, error: Exception) -> str:
     return f"{spec.title}: {type(error).__name__}: {error}"
 
 
+def _lost(store: Store, flying: Sequence[RunSpec]) -> set[str]:
+    """Which of the runs in flight went with a worker that was killed, by their locks; where that
+    one had none yet, all that have none."""
+    workers = {identity(spec): holder(store.lock(spec)) for spec in flying}
+    ours = {child.pid for child in active_children()}
+    dead = {name for name, pid in workers.items() if pid and not alive(pid)}
+    return dead or {name for name, pid in workers.items() if pid not in ours}
+
+
 def _next(
-    todo: dict[str, RunSpec], out: Outcome, advance: Callable[[RunSpec, bool], None]
+    todo: dict[str, RunSpec], out: Outcome, advance: Callable[[RunSpec, bool], None], store: Store
 ) -> RunSpec | None:
-    """The first run that can begin; it looks no further than that, for there may be thousands.
+    """The first run that can begin, of those that no other command is making, if there is one; it
+    looks no further than that, for there may be thousands.
 
     What has lost its teacher on the way is taken out, as failed.
     """
+    made_elsewhere = None
     for name, spec in list(todo.items()):
         its = identity(spec.teacher_spec) if spec.teacher else ""
         if reason := out.reason(its):
@@ -252,8 +294,10 @@ def _next(
             out.failed[name] = f"{spec.title}: no teacher ({reason})"
             advance(spec, False)
         elif not its or its in out.records:
-            return spec
-    return None
+            if not held(store.lock(spec)):
+                return spec
+            made_elsewhere = made_elsewhere or spec
+    return made_elsewhere
 
 
 @contextmanager
@@ -264,10 +308,12 @@ def _display(
     began, finished = time.monotonic(), 0
     bars = None
     if sys.stderr.isatty() and not quiet:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("{task.fields[note]}"))  # fmt: skip
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("{task.fields[note]}"))  # fmt: skip
+        bars = Progress(*columns, console=Console(stderr=True))
         whole = bars.add_task("all runs", total=total, note="")
         tasks: dict[str, Any] = {}
         bars.start()

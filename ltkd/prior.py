@@ -34,25 +34,6 @@ def _known(store: Store, record: RunRecord) -> dict[str, Any]:
     return about
 
 
-def _counts(found: dict[str, Any]) -> np.ndarray | None:
-    return np.asarray(found["correct"]) if "correct" in found else None
-
-
-def _fit(found: dict[str, Any]) -> tuple[float, np.ndarray] | None:
-    fit = found.get("fitted")
-    return (fit["tau"], np.asarray(fit["correct"])) if fit else None
-
-
-def known_counts(store: Store, record: RunRecord) -> np.ndarray | None:
-    """``adjusted_counts`` as they lie beside the record; None where nothing was computed."""
-    return _counts(_known(store, record))
-
-
-def known_fit(store: Store, record: RunRecord) -> tuple[float, np.ndarray] | None:
-    """``fitted_counts``, likewise."""
-    return _fit(_known(store, record))
-
-
 def known_or_kept(store: Store, record: RunRecord) -> list[str]:
     """What of ``_values`` there is: what lies there or, where the network is kept, all of it."""
     if record.diverged:
@@ -63,12 +44,12 @@ def known_or_kept(store: Store, record: RunRecord) -> list[str]:
 
 
 def _values(
-    store: Store, record: RunRecord, data: LongTailed, device: str, key: str
+    store: Store, record: RunRecord, data: LongTailed | None, device: str, key: str
 ) -> dict[str, Any]:
     """``_known``, completed and written where ``key`` is not in it and the network is kept."""
     found = _known(store, record)
-    kept = store.model_path(record.spec).exists() and not (data.counts < 1).any()
-    if key in found or not kept:
+    kept = store.model_path(record.spec).exists()
+    if key in found or not kept or data is None or (data.counts < 1).any():
         return found
     model = store.load_model(record.spec).to(pick_device(device))
     logits = predict(model, data, data.test_images, record.spec).cpu()
@@ -94,21 +75,24 @@ def _values(
 
 
 def adjusted_counts(
-    store: Store, record: RunRecord, data: LongTailed, device: str
+    store: Store, record: RunRecord, data: LongTailed | None, device: str
 ) -> np.ndarray | None:
     """Correct test images a class at each of TAUS, [T, C]; None where the network is not kept.
 
     tau counts from the biased space for every method alike: a student that balanced softmax has
-    trained stands at tau = 1 as it is. What was computed once lies beside the record. device:
-    auto, cpu or cuda, asked for only where something is to be computed.
+    trained stands at tau = 1 as it is. What was computed once lies beside the record; without
+    data there is no more than that. device: auto, cpu or cuda, asked for only where something is
+    to be computed.
     """
-    return _counts(_values(store, record, data, device, "correct"))
+    found = _values(store, record, data, device, "correct")
+    return np.asarray(found["correct"]) if "correct" in found else None
 
 
 def fitted_counts(
-    store: Store, record: RunRecord, data: LongTailed, device: str
+    store: Store, record: RunRecord, data: LongTailed | None, device: str
 ) -> tuple[float, np.ndarray] | None:
     """tau by ``fit_tau`` from the test images' logits and class sizes, on the scale of
     ``adjusted_counts``, and the correct images a class [C] at it; None where neither is known nor
     the network kept, or where classes are all as large."""
-    return _fit(_values(store, record, data, device, "fitted"))
+    fit = _values(store, record, data, device, "fitted").get("fitted")
+    return (fit["tau"], np.asarray(fit["correct"])) if fit else None

@@ -28,7 +28,7 @@ from .models import create_model
 from .params import RunSpec, check_fit
 from .precision import by_fp32
 from .teacher import Teacher
-from .train import DamagedCheckpoint, Diverged, Trainer, initial_objective
+from .train import DamagedCheckpoint, Diverged, Trainer, initial_objective, out_of_memory
 
 NUMERICS = 1  # raise it when a run's numbers change on purpose: all records are then made anew
 
@@ -276,17 +276,22 @@ def same_bits() -> None:
 
 @contextmanager
 def _settings(spec: RunSpec, device: torch.device) -> Iterator[None]:
-    """Threads and, on a GPU, determinism as the run has them; the caller's own, afterwards."""
+    """Threads and, on a GPU, determinism and precision as the run has them; the caller's own,
+    afterwards."""
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    tf32 = torch.backends.cudnn.allow_tf32
     about = torch.utils.deterministic
     fill = about.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(spec.threads)
     if device.type == "cuda":
         same_bits()
+        if spec.precision == "fp32":  # else convolutions round to ten bits
+            torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.set_deterministic_debug_mode(strict)
         about.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
@@ -339,9 +344,9 @@ def run(
             try:
                 with _settings(spec, where):
                     _make(spec, store, where, data_root, stop)
-            except torch.AcceleratorError as error:  # full is full, whichever call of CUDA met it
-                if "out of memory" in str(error):
-                    raise torch.OutOfMemoryError(str(error)) from error
+            except (RuntimeError, MemoryError, OSError) as error:
+                if out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+                    raise torch.OutOfMemoryError(str(error) or "no memory is left") from error
                 raise
             found = parallel.in_turn(lambda: store.get(spec))
     assert found is not None

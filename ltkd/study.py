@@ -36,11 +36,12 @@ from .params import (
     check_fit,
     live_teacher,
     nearest,
+    network_label,
     recipe_of,
     settings_of,
 )
-from .prior import TAUS, adjusted_counts, fitted_counts, known_counts, known_fit, known_or_kept
-from .runs import RunRecord, Store, pick_device
+from .prior import TAUS, adjusted_counts, fitted_counts, known_or_kept
+from .runs import RunRecord, Store, identity, pick_device
 from .teacher import Table, table_row
 from .train import predict
 
@@ -67,21 +68,18 @@ class Pair(NamedTuple):
         return "-".join(network_label(name) for name in self)
 
 
-def network_label(name: str) -> str:
-    """A network's name as the papers write it: 'wrn_40_2' -> 'WRN-40-2'."""
-    name = name.removesuffix("_imagenet")
-    for shown in ("ResNet", "VGG", "WRN", "MobileNetV", "ShuffleNetV"):
-        name = name.replace(shown.lower(), shown, 1)
-    return name.replace("_", "-")
-
-
 def setting_label(method: str, args: Args) -> str:
     """'LTKD, alpha 2, beta 1'."""
     return ", ".join([METHODS[method].label, *(f"{k} {v:g}" for k, v in args.items())])
 
 
+def _setting(spec: RunSpec) -> str:
+    """'LTKD', or, with what is not its default, 'LTKD, temperature 2'."""
+    return ", ".join([METHODS[spec.method].label, *spec.own_values])
+
+
 def _assigned(cell: str) -> set[str]:
-    """The names that a notebook's cell gives values to."""
+    """The names that a notebook's cell gives values to, anywhere in it."""
     try:
         nodes = [*ast.walk(ast.parse(cell))]
     except SyntaxError:  # IPython's own, such as %time
@@ -239,7 +237,7 @@ class Study:
 
     def _items(self, part: str) -> list[tuple[str, RunSpec]]:
         """The part's specs once each: a student without a teacher stands in several pairs."""
-        once = {(variant, pool.identity(spec)): spec for variant, spec in self.specs(part)}
+        once = {(variant, identity(spec)): spec for variant, spec in self.specs(part)}
         return [(variant, spec) for (variant, _), spec in once.items()]
 
     # ---- runs made
@@ -258,7 +256,7 @@ class Study:
 
     def _again(self, specs: Sequence[RunSpec]) -> pool.Outcome:
         """``make`` of those that have not failed already, of which a page shows one line."""
-        wanted = [spec for spec in specs if pool.identity(spec) not in self._failed]
+        wanted = [spec for spec in specs if identity(spec) not in self._failed]
         if new := sum(self.store.get(spec) is None for spec in pool.with_teachers(wanted)):
             what = f"{self.name}: {files.many(new, 'run')} to be made first"
             print(f"{what}; `ltkd status` and Study.make tell how far they are", file=sys.stderr)
@@ -268,7 +266,7 @@ class Study:
         self._used |= out.records
         reasons = out.reasons
         for spec in pool.with_teachers(wanted):
-            name = pool.identity(spec)
+            name = identity(spec)
             if reason := reasons.get(name):
                 self._failed[name] = {
                     "run": name, "method": spec.method, "pair": spec.pair,
@@ -282,22 +280,33 @@ class Study:
 
         Raises ParameterError where a teacher is among it: every page speaks of the teachers.
         """
+        self.check_files()
         out = self.there(specs)
         known = out.records.keys() | out.failed.keys()
-        out.left = [s for s in pool.with_teachers(specs) if pool.identity(s) not in known]
+        out.left = [s for s in pool.with_teachers(specs) if identity(s) not in known]
         gone = [spec for spec in out.left if spec.method == "teacher"]
         if gone and out.records:
             raise ParameterError(
                 f"{self.name}: {gone[0].title} is not there, of which its pages speak; leave its "
-                f"pair or gamma out, or make it: --run {pool.identity(gone[0])}"
+                f"pair or gamma out, or make it: --run {identity(gone[0])}"
             )
-        holes = {pool.identity(spec): f"{spec.title}: {NOT_MADE}" for spec in out.left}
+        holes = {identity(spec): f"{spec.title}: {NOT_MADE}" for spec in out.left}
         self._noted(replace(out, failed=out.failed | holes), specs)
         return out
 
+    def check_files(self) -> None:
+        """Raises DataError where image files are not there whose hash is part of the runs' names,
+        and is not given."""
+        if self._images and not self._images.sha256:
+            try:
+                resolve(self.parameters.dataset, self._images, self.parameters.data_root)
+            except DataError as error:
+                hint = "or give images.sha256: it is part of the runs' names"
+                raise DataError(f"{error}; {hint}") from None
+
     def there(self, specs: Sequence[RunSpec]) -> pool.Outcome:
         """``make`` without the making: what is there of the specs and their teachers."""
-        found = {pool.identity(spec): self.store.get(spec) for spec in pool.with_teachers(specs)}
+        found = {identity(spec): self.store.get(spec) for spec in pool.with_teachers(specs)}
         out = pool.Outcome(records={name: one for name, one in found.items() if one})
         self._part_from_other_teachers(out)
         return out
@@ -309,7 +318,7 @@ class Study:
             its, spec = student.values["teacher_sha256"], student.spec
             if its is None:
                 continue
-            own = pool.identity(spec.teacher_spec)
+            own = identity(spec.teacher_spec)
             teacher = out.records.get(own)
             if teacher and not teacher.diverged and teacher.values["model_sha256"] != its:
                 now = teacher.values["model_sha256"]
@@ -323,18 +332,18 @@ class Study:
     def _records(self, part: str) -> list[tuple[str, RunRecord]]:
         items = self._items(part)
         records = self._again([spec for _, spec in items]).records
-        found = [(variant, records.get(pool.identity(spec))) for variant, spec in items]
+        found = [(variant, records.get(identity(spec))) for variant, spec in items]
         return [(variant, record) for variant, record in found if record and not record.diverged]
 
     @property
-    def failed(self) -> str:
-        """What failed and has left no record by now, for the pages' processes: JSON, by run."""
-        there = {pool.identity(spec) for spec in self.runs() if self.store.get(spec)}
-        return json.dumps({k: row for k, row in self._failed.items() if k not in there})
+    def failed(self) -> dict[str, dict[str, str]]:
+        """What failed and has left no record by now, by run, for the pages' processes."""
+        there = {identity(spec) for spec in self.runs() if self.store.get(spec)}
+        return {name: row for name, row in self._failed.items() if name not in there}
 
     def missing(self, part: str | None = None) -> pd.DataFrame:
         """Runs of a part (or of all) that failed or diverged, with the reason."""
-        wanted = {pool.identity(spec) for _, spec in self.specs(part)}
+        wanted = {identity(spec) for _, spec in self.specs(part)}
         rows = [row for name, row in self._failed.items() if name in wanted]
         return pd.DataFrame(rows, columns=["run", "method", "pair", "seed", "reason"])
 
@@ -350,14 +359,14 @@ class Study:
 
     def others(self) -> pd.DataFrame:
         """``results`` of the folder's finished runs that are not of these parameters."""
-        own = {pool.identity(spec) for spec in self.runs()}
+        own = {identity(spec) for spec in self.runs()}
         found = [record for record in self.store.all() if record.run not in own]
         return pd.DataFrame([self._row("", one) for one in found if not one.diverged])
 
     def _row_records(self, method: str) -> tuple[list[RunSpec], list[tuple[str, RunRecord]]]:
         specs = [spec for _, spec in self._items("distillation") if spec.method == method]
         records = self.there(specs).records
-        found = [records[name] for spec in specs if (name := pool.identity(spec)) in records]
+        found = [records[name] for spec in specs if (name := identity(spec)) in records]
         return specs, [("", record) for record in found if not record.diverged]
 
     def row_of(self, method: str) -> tuple[list[RunSpec], pd.DataFrame]:
@@ -372,12 +381,10 @@ class Study:
     def adjusted_known(self) -> pd.DataFrame:
         """``adjusted`` of all finished runs of the folder, of these parameters or not, as far as it
         is known: nothing is computed."""
-        rows: list[dict[str, Any]] = []
-        for record in self.store.all():
-            if record.diverged or (correct := known_counts(self.store, record)) is None:
-                continue
-            rows += self._curve("", record, correct)
-        return pd.DataFrame(rows, columns=CURVE)
+        return self._adjusted(self._finished(), known=True)
+
+    def _finished(self) -> list[tuple[str, RunRecord]]:
+        return [(_setting(one.spec), one) for one in self.store.all() if not one.diverged]
 
     def _labels(self, variant: str, record: RunRecord) -> dict[str, Any]:
         spec = record.spec
@@ -407,7 +414,7 @@ class Study:
             "n_groups": spec.groups, **args, **self._accuracies(record, record.correct()),
             "best_epoch": best["epoch"], **{f"best_{k}": v for k, v in at_best.items()},
             "seconds": values["seconds"], "device": values["device"],
-            "hardware": "; ".join(record.hardware),
+            "hardware": values["hardware"],
         }  # fmt: skip
 
     def _factor(self, record: RunRecord) -> float:
@@ -426,16 +433,17 @@ class Study:
 
     def per_class(self, part: str) -> pd.DataFrame:
         """A row a run and class: training images (count), group, test accuracy in percent."""
-        frames = []
-        for variant, record in self._records(part):
-            about = record.values["data"]
-            frames.append(pd.DataFrame({
-                **self._labels(variant, record),
-                "class_id": range(len(about["counts"])), "class_name": about["class_names"],
-                "count": about["counts"], "group": class_groups(about["counts"]).numpy(),
-                "accuracy": 100 * record.correct() / np.asarray(about["test_counts"]),
-            }))  # fmt: skip
+        frames = [self._classes(*one, one[1].correct()) for one in self._records(part)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _classes(self, variant: str, record: RunRecord, correct: np.ndarray) -> pd.DataFrame:
+        about = record.values["data"]
+        return pd.DataFrame({
+            **self._labels(variant, record),
+            "class_id": range(len(about["counts"])), "class_name": about["class_names"],
+            "count": about["counts"], "group": class_groups(about["counts"]).numpy(),
+            "accuracy": 100 * correct / np.asarray(about["test_counts"]),
+        })  # fmt: skip
 
     def learning_curves(self, part: str) -> pd.DataFrame:
         """A row a run and epoch: losses, and the accuracies where the epoch was evaluated."""
@@ -464,31 +472,30 @@ class Study:
         """``adjusted``, a row a run, tau and class: training images (count), group, accuracy."""
         frames = []
         for variant, record, correct in self._counts(self._records(part)):
-            about, n = record.values["data"], len(TAUS)
-            classes, method = len(about["counts"]), METHODS[record.spec.method]
-            tau = np.repeat(TAUS, classes)
-            frames.append(pd.DataFrame({
-                **self._labels(variant, record), "ours": method.ours,
-                "tau": tau, "as_trained": tau == float(method.balanced),
-                "class_id": [*range(classes)] * n, "count": about["counts"] * n,
-                "group": class_groups(about["counts"]).tolist() * n,
-                "accuracy": (100 * correct / np.asarray(about["test_counts"])).ravel(),
-            }))  # fmt: skip
+            method = METHODS[record.spec.method]
+            for tau, right in zip(TAUS, correct, strict=True):
+                own = self._classes(variant, record, right).assign(ours=method.ours, tau=tau)
+                frames.append(own.assign(as_trained=tau == float(method.balanced))[CLASS_CURVE])
         none = pd.DataFrame(columns=CLASS_CURVE)
         return pd.concat(frames, ignore_index=True) if frames else none
 
+    def _data_for(self, record: RunRecord, known: bool) -> LongTailed | None:
+        return None if known else self.data(record.spec.gamma)
+
     def _counts(
-        self, found: Sequence[tuple[str, RunRecord]]
+        self, found: Sequence[tuple[str, RunRecord]], known: bool = False
     ) -> Iterator[tuple[str, RunRecord, np.ndarray]]:
         """Each run with its ``adjusted_counts``, where they are known or its network is kept."""
         for variant, record in found:
-            data = self.data(record.spec.gamma)
+            data = self._data_for(record, known)
             correct = adjusted_counts(self.store, record, data, self.parameters.device)
             if correct is not None:
                 yield variant, record, correct
 
-    def _adjusted(self, found: Sequence[tuple[str, RunRecord]]) -> pd.DataFrame:
-        rows = [row for one in self._counts(found) for row in self._curve(*one)]
+    def _adjusted(
+        self, found: Sequence[tuple[str, RunRecord]], known: bool = False
+    ) -> pd.DataFrame:
+        rows = [row for one in self._counts(found, known) for row in self._curve(*one)]
         return pd.DataFrame(rows, columns=CURVE)
 
     def _curve(
@@ -506,17 +513,18 @@ class Study:
 
         Runs of which it is not known, and whose network is not kept here, are left out.
         """
-        rows = []
-        for variant, record in self._records(part):
-            data = self.data(record.spec.gamma)
-            if fit := fitted_counts(self.store, record, data, self.parameters.device):
-                rows.append(self._fit(variant, record, *fit))
-        return pd.DataFrame(rows, columns=FITTED)
+        return self._fitted(self._records(part))
 
     def fitted_known(self) -> pd.DataFrame:
         """``fitted`` of all finished runs of the folder, as far as it is known."""
-        found = [(one, known_fit(self.store, one)) for one in self.store.all() if not one.diverged]
-        rows = [self._fit("", record, *fit) for record, fit in found if fit]
+        return self._fitted(self._finished(), known=True)
+
+    def _fitted(self, found: Sequence[tuple[str, RunRecord]], known: bool = False) -> pd.DataFrame:
+        rows = []
+        for variant, record in found:
+            data = self._data_for(record, known)
+            if fit := fitted_counts(self.store, record, data, self.parameters.device):
+                rows.append(self._fit(variant, record, *fit))
         return pd.DataFrame(rows, columns=FITTED)
 
     def _fit(
@@ -633,7 +641,7 @@ class Study:
         self._again([spec])
         record = self.store.get(spec)
         if record is None or record.diverged:
-            raise RuntimeError(f"{spec.title}: {self._failed[pool.identity(spec)]['reason']}")
+            raise RuntimeError(f"{spec.title}: {self._failed[identity(spec)]['reason']}")
         return record
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -659,8 +667,10 @@ class Study:
             table = Table(folder / f"{part}_images.npy", row, len(some))
             answers, good = table.read(place)
         if len(missing := place[~good]):
-            model = self.store.load_model(teacher.spec)
-            answers[missing] = self.logits(model, images[some[missing]]).cpu().numpy()
+            model = self.store.load_model(teacher.spec).to(pick_device(self.parameters.device))
+            for part_of_it in files.chunks(missing, 2_000):  # of large images as many as memory has
+                own = images[some[part_of_it]]
+                answers[part_of_it] = self.logits(model, own).cpu().numpy()
             if table:
                 with suppress(OSError):
                     table.write(missing, answers[missing])
@@ -699,14 +709,14 @@ class Study:
         """Hash of all that decides a report's content: while it stays, the report is up to date."""
         source = files.ROOT / "notebooks" / f"{notebook}.ipynb"
         some = ("teachers", "distillation", "sweep")  # those that a page takes the prior from
-        corrected = {pool.identity(spec) for part in some for _, spec in self.specs(part)}
+        corrected = {identity(spec) for part in some for _, spec in self.specs(part)}
         found: list[Any] = []
         for spec in self.runs():
             if record := self.store.get(spec):
                 own = known_or_kept(self.store, record) if record.run in corrected else []
                 found.append([record.values["sha256"], own])
             else:  # a page names its holes
-                reason = self._failed.get(pool.identity(spec), {}).get("reason")
+                reason = self._failed.get(identity(spec), {}).get("reason")
                 found.append("" if reason is None else reason.endswith(NOT_MADE))
         return files.sha256(files.canonical([
             files.sha256(source) if source.exists() else "", files.library_sha256(),

@@ -1,8 +1,8 @@
 """The frozen teacher's answers, computed once and shared by every student, method and ablation.
 
 A view is an index (``Views``), so an image has finitely many; a table holds the teacher's answer to
-each (view, image) that was ever asked for, in fp16: three more bits of a logit than bf16 for the
-same bytes. Rows are filled when they are first needed, by whichever run that is.
+each (view, image) that was ever asked for, in fp16: of a teacher in fp32 three more bits than bf16
+has, for the same bytes. Rows are filled when they are first needed, by whichever run that is.
 """
 
 import json

@@ -5,6 +5,7 @@ No random state needs saving: initialisation, order and views are streams of the
 run is and the sums of its epoch.
 """
 
+import errno
 import json
 import math
 import time
@@ -46,8 +47,19 @@ class DamagedCheckpoint(Exception):
     """A checkpoint that is not whole, or not this run's."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whichever allocator met it: PyTorch's, CUDA's, cuBLAS's or the processor's."""
+    said = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
+        or getattr(error, "errno", None) == errno.ENOMEM
+    )
+
+
 def pre_activation(spec: RunSpec) -> bool:
-    """Whether ReviewKD takes the student's features before the ReLU: on ImageNet."""
+    """Whether ReviewKD takes the student's features before the ReLU: at 224 pixels, as on
+    ImageNet."""
     return on_the_fly(spec.dataset, spec.images)
 
 
@@ -229,9 +241,11 @@ class Trainer:
         try:
             if self.checkpoint.exists():
                 self._resume()
-        except (torch.OutOfMemoryError, torch.AcceleratorError):  # no fault of the checkpoint
+        except torch.AcceleratorError:  # no fault of the checkpoint
             raise
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise DamagedCheckpoint(str(error)) from error
 
     def _resume(self) -> None:
@@ -255,8 +269,8 @@ class Trainer:
         self.model.load_state_dict(tensors)
 
     def save(self) -> None:
-        """A whole checkpoint or none, by the first of the processes."""
-        if parallel.rank():
+        """A whole checkpoint or none, by the first of the processes; none before the first step."""
+        if parallel.rank() or not self.at.step:
             return
         self.at.seconds = time.monotonic() - self.began
         state = self.model.state_dict() | {
@@ -270,10 +284,6 @@ class Trainer:
         about = {"position": position, "sha256": _seal(self.spec, tensors, position),
                  "teacher": self.teacher_sha256}  # fmt: skip
         write_atomic(self.checkpoint, save(tensors, about))
-
-    def _pause(self) -> None:
-        if self.at.step > 0:
-            self.save()
 
     def look(self, view: Tensor) -> None:
         """From now on the training images are seen in these views [N]."""
@@ -329,13 +339,13 @@ class Trainer:
                 try:
                     parallel.in_turn(partial(self.teacher.begin_epoch, self.view, stop))
                 except Stopped:
-                    self._pause()
+                    self.save()
                     raise
             todo = [parallel.share(index) for index in batches[self.at.step % self.steps :]]
             weight = self.objective.ramp(epoch, spec.epochs)
             for index, x in zip(todo, self.feed.ahead(todo, self.view), strict=True):
                 if parallel.any_of(stop()):
-                    self._pause()
+                    self.save()
                     raise Stopped(f"{spec.title}: stopped at step {self.at.step} of {end}")
                 self.step(index, weight, x)
                 self.at.step += 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -338,9 +339,9 @@ def test_a_run_that_comes_in_time_is_no_hole_of_the_pages(copied, made):
     (folder / "runs" / name).rename(folder / "away")
     study = cli.study_of(["run", str(path), "--outputs", str(folder.parent)])
     study.as_is(study.runs())
-    assert list(json.loads(study.failed)) == [name]
+    assert list(study.failed) == [name]
     (folder / "away").rename(folder / "runs" / name)
-    assert study.failed == "{}"
+    assert study.failed == {}
 
 
 @pytest.mark.slow
@@ -384,8 +385,8 @@ def test_tables_of_all_runs_and_of_the_curves_that_are_known(copied, made, monke
     record = made.store.get(made.runs()[0])
     assert set(table["hardware"]) == {"; ".join(record.hardware)}
     curves = pd.read_csv(folder / "adjusted.csv")
-    assert list(curves) == ["run", "pair", "method", "label", "seed", "tau", "as_trained", "all",
-                            "head", "medium", "tail"]  # fmt: skip
+    assert list(curves) == ["run", "pair", "method", "label", "variant", "seed", "tau",
+                            "as_trained", "all", "head", "medium", "tail"]  # fmt: skip
     assert set(curves["run"]) == {*of(made, "kd"), *of(made, "student")} <= set(table["run"])
     assert len(curves) == 2 * len(TAUS)
     both = [one.set_index(["run", "tau"]).sort_index() for one in (curves, expected)]
@@ -606,6 +607,11 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(
     assert (
         there["logits"].argmax(1).tolist() == study.predictions("distillation")[own["run"]].tolist()
     )
+    with monkeypatch.context() as patch:  # a full disk between the two files
+        patch.setattr("ltkd.report.card.write_atomic", Mock(side_effect=OSError("full")))
+        assert cli.main(again) == 1
+    assert not (study.folder / "best" / "README.md").exists()
+    capsys.readouterr()
     weights = study.folder / "best" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(ValueError, match="not a network that ltkd saved, or damaged"):

@@ -1,5 +1,6 @@
 """The store: an identity that moves only when the numbers do, done once, whole or absent."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import time
 import weakref
 from contextlib import suppress
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ltkd import RunRecord, files, pool, run
+from ltkd import RunRecord, files, pool, run, runs
 from ltkd.files import Stopped, locked, write_atomic
 from ltkd.runs import Store, identity, pick_device
 from ltkd.train import Trainer
@@ -126,6 +128,18 @@ def test_a_full_gpu_is_no_damage(tmp_path, tiny, monkeypatch):
         patch.setattr("ltkd.train.Trainer.step", Mock(side_effect=torch.AcceleratorError("lost")))
         with pytest.raises(torch.AcceleratorError, match="lost"):
             run(spec, outputs=tmp_path)
+    others = (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError("Unable to allocate 9 GiB"),
+    )
+    for place, error in product(("ltkd.train.Trainer._resume", "ltkd.train.Trainer.step"), others):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, Mock(side_effect=error))
+            with pytest.raises(torch.OutOfMemoryError, match=r"(?i)alloc"):
+                run(spec, outputs=tmp_path)
+        assert checkpoint.read_bytes() == kept
     assert run(spec, outputs=tmp_path).values["history"] == (
         run(spec, outputs=tmp_path / "at once").values["history"])  # fmt: skip
 
@@ -193,6 +207,17 @@ def test_a_diverging_run_leaves_a_record_that_says_so(tmp_path, tiny):
     record = run(tiny(lr=1e4, schedule="steps", epochs=3), outputs=tmp_path)
     assert record.diverged
     assert "the loss is" in record.values["reason"]
+
+
+def test_fp32_on_a_gpu_is_fp32(tiny):
+    """Its convolutions would round their factors to ten bits else; the flags are there without
+    one, and the caller's afterwards."""
+    before = torch.backends.cudnn.allow_tf32
+    for precision, rounded in (("fp32", False), ("bf16", before)):
+        with runs._settings(tiny(precision=precision), torch.device("cuda")):
+            assert torch.backends.cudnn.allow_tf32 == rounded
+        assert torch.backends.cudnn.allow_tf32 == before
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_run_leaves_its_caller_its_threads(tmp_path, tiny):

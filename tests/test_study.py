@@ -366,7 +366,7 @@ def test_a_page_does_not_try_again_what_has_failed(tmp_path, monkeypatch):
     lost = {identity(spec): "killed" for spec in first.runs()}
     monkeypatch.setattr("ltkd.study.pool.make", lambda *_, **__: pool.Outcome(failed=lost))
     first.make()
-    (tmp_path / "failed.json").write_text(first.failed)
+    (tmp_path / "failed.json").write_text(json.dumps(first.failed))
     monkeypatch.setenv("LTKD_FAILED", str(tmp_path / "failed.json"))
     monkeypatch.setattr(
         "ltkd.study.pool.make", lambda specs, *_, **__: pool.Outcome() if not specs else 1 / 0

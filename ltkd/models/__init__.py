@@ -103,9 +103,9 @@ def forward_features(
     """Logits [B, C] and the features [B, D, H, W] that ReviewKD compares, shallow to deep.
 
     One feature a resolution stage, the stem left out, then the pooled feature [B, D, 1, 1], which
-    always comes after the last ReLU. With `pre_activation` (teachers; students on ImageNet) a
+    always comes after the last ReLU. With `pre_activation` (teachers; students at 224 pixels) a
     feature is taken before its stage's last ReLU; for WRN, whose stages end without one, it is
-    the next batch norm's output. Without it (students on CIFAR) it is the stage's output.
+    the next batch norm's output. Without it (smaller students) it is the stage's output.
     MobileNetV2's blocks are linear: both are the same.
 
     The modules to read stand in the network's `taps` (outputs) and `pre_taps` (inputs). Features

@@ -48,9 +48,9 @@ def build(
         stale = [path for path in notebooks if not fresh(study, path.stem)]
         # A page seals what was there before it began: what comes or changes meanwhile outdates it.
         inputs = {path.stem: study.inputs(path.stem) for path in stale}
-        for name, text in (("inputs", json.dumps(inputs)), ("failed", study.failed)):
+        for name, about in (("inputs", inputs), ("failed", study.failed)):
             told = Path(folder, f"{name}.json")  # a variable would not hold thousands
-            told.write_text(text)
+            told.write_text(json.dumps(about))
             env[f"LTKD_{name.upper()}"] = str(told)
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
         good = [path.stem for path in notebooks if path not in stale]
@@ -93,7 +93,8 @@ def write_runs(study: Study) -> None:
 
     Finished runs of the folder that are not of these parameters follow, with no part. adjusted.csv:
     a row a run of these and tau, its accuracies with the prior taken out, where they are known by
-    now; fitted.csv: a row a run, at the tau of ``fit_tau``. What a run is, runs.csv says.
+    now; fitted.csv: a row a run, at the tau of ``fit_tau``. Their variant names the method and what
+    of its values is not the default; what else a run is, runs.csv says.
     """
     frames = [study.results(part).assign(part=part) for part in PARTS]
     frames.append(study.others().assign(part=""))
@@ -102,7 +103,7 @@ def write_runs(study: Study) -> None:
     write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(study.folder / "runs.json", table.to_json(orient="records", indent=1) + "\n")
     for name, known in (("adjusted", study.adjusted_known()), ("fitted", study.fitted_known())):
-        own = known[known["run"].isin(table["run"])].drop(columns=["ours", "variant"]).round(4)
+        own = known[known["run"].isin(table["run"])].drop(columns="ours").round(4)
         write_atomic(study.folder / f"{name}.csv", own.to_csv(index=False, lineterminator="\n"))
 
 

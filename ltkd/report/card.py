@@ -110,6 +110,7 @@ def write_card(study: Study) -> Path:
         hardware=record.values["hardware"], commit=record.values["code"]["commit"],
         run=record.run, sha=sha256(weights),
     )  # fmt: skip
+    (folder / "README.md").unlink(missing_ok=True)  # it speaks of one network alone
     write_atomic(folder / "model.safetensors", weights)
     write_atomic(folder / "README.md", text)
     return folder / "README.md"

@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from ..files import many
 from . import paper, tables
 from .paper import Setting
-from .tables import LABELS, Interval, interval_of, marked, minus, paired, verdict
+from .tables import LABELS, Interval, interval_of, marked, minus, paired, t_interval, verdict
 
 CLAIMS = {
     1: "The teacher's mass goes to the head, and rebalancing evens it",
@@ -107,14 +107,17 @@ def _comparisons(
 ) -> Iterator[Comparison]:
     if setting.gamma == study.data().gamma:
         pair = next(p for p in study.pairs if tuple(p) == (setting.teacher, setting.student))
-        for text, gap in tables.mass_effects(tables.batches(study, pair)).items():
-            yield Comparison(1, text, gap, "batch")
+        logits, labels = study.teacher_logits(pair, "test")
+        excess = tables.head_excess(logits, labels, study.data().groups(3), study.temperature)
+        yield Comparison(1, "head: teacher − labels, test images", excess, "image")
+        *_, (text, gap) = tables.mass_effects(tables.batches(study, pair)).items()
+        yield Comparison(1, text, gap, "batch")
     else:
         yield Comparison(1, "looked at in the first imbalance factor alone", Interval())
     yield from paired_tests(own)
     ltkd = own["distillation"].query("method == 'ltkd'")["tail"]
     teacher = tables.own_teacher(setting, study.results("teachers"))["tail"]
-    yield Comparison(3, "LTKD − its teacher, tail", tables.t_interval(ltkd - teacher))
+    yield Comparison(3, "LTKD − its teacher, tail", t_interval(ltkd - teacher))
     yield from group_tests(study, setting, own["group_count"])
 
 
@@ -201,7 +204,7 @@ def ablation_pattern(runs: pd.DataFrame) -> pd.DataFrame:
             whole = own["cross_and_within"] + own["baseline"]
             more = whole - own["cross_rebalanced"] - own["within_only"]
             text = f"gain of both terms − the sum of their gains, {metric}"
-            tests.append(Comparison(4, text, tables.t_interval(more)))
+            tests.append(Comparison(4, text, t_interval(more)))
     found = tested(test for test in tests if test.gap.n)
     return found.drop(columns="claim").set_index("comparison")
 

@@ -18,7 +18,8 @@ from ..groups import class_groups
 from ..losses import KDLoss, LTKDLoss
 from ..losses.decomposition import group_log_probs
 from ..losses.ltkd import log_batch_mass, rebalance
-from ..study import Study, network_label
+from ..params import network_label
+from ..study import Study
 from . import figures, page
 
 CLASSES, LARGEST, EACH = 100, 500, 10  # of the made-up set; images of a class in the batch

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from scipy.optimize import isotonic_regression
 
 from ..files import many
-from ..study import network_label
+from ..params import network_label
 from .tables import BIAS, GROUPS, LABELS, METRICS, PLAIN, TAILS, t_interval
 
 STYLE: dict[str, Any] = {

@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..params import NETWORKS
-from ..study import network_label
+from ..params import NETWORKS, RECIPES, network_label
 
 TITLES = {"digits": "Digits-LT", "cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT",
           "tiny_imagenet": "TinyImageNet-LT", "imagenet": "ImageNet-LT"}  # fmt: skip
-# Epochs of the common code, taken for the paper's [inferred]; other lengths are other settings.
-EPOCHS = {"cifar100": 240, "tiny_imagenet": 240, "imagenet": 100}
 # Table -> file, column that tells its rows apart, data set, gamma (None: a column), trust.
 _TABLES = {
     "main": ("main_imagenet_lt", "method", "imagenet", None, "primary"),
@@ -114,10 +111,11 @@ def reported(table: str, **where: object) -> pd.DataFrame:
 
 
 def settings(table: str) -> list[Setting]:
-    """The settings of one of the paper's tables."""
+    """The settings of one of the paper's tables, with the epochs of the common code, which are
+    taken for the paper's [inferred]."""
     keys = reported(table)[["dataset", "gamma", "teacher", "student"]].drop_duplicates()
-    rows = keys.itertuples(index=False, name=None)
-    return [Setting(data, g, teacher, student, EPOCHS[data]) for data, g, teacher, student in rows]
+    return [Setting(data, gamma, teacher, student, RECIPES[data].epochs)
+            for data, gamma, teacher, student in keys.values.tolist()]  # fmt: skip
 
 
 def comparable(setting: Setting, table: str) -> bool:

@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import Markdown
 from scipy import stats
 from sklearn.linear_model import PoissonRegressor
 
+from ..adjust import adjust_logits, fit_tau
 from ..files import many
-from ..groups import GROUPS
+from ..groups import GROUPS, class_groups
+from ..losses.decomposition import group_log_probs
+from ..losses.ltkd import log_batch_mass, rebalance
 from ..methods import METHODS
-from ..prior import TAUS
 from . import paper
 from .paper import Setting
 
@@ -412,14 +415,14 @@ def _at_height(
 
 
 def bootstrap(
-    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, draws: int = 1000
 ) -> pd.DataFrame:
     """Percentile interval over test images, resampled within each class; networks stay as they are.
 
     scores [N]: 0 or 1 an image, or a mean over seeds, or a difference of such means; labels [N];
     groups [C]: class -> 0, 1, 2. Tidy, in percent: metric, mean, low, high, n (images).
     """
-    rng, sizes = np.random.default_rng(seed), np.bincount(labels, minlength=len(groups))
+    rng, sizes = np.random.default_rng(0), np.bincount(labels, minlength=len(groups))
     means = np.empty((draws + 1, len(groups)))  # the first row is the sample itself
     for c, size in enumerate(sizes):
         own = np.asarray(scores, dtype=float)[labels == c]
@@ -604,7 +607,7 @@ def steps(runs: pd.DataFrame, path: Sequence[str], metric: str) -> pd.DataFrame:
 
 def teacher_mass(
     logits: Any, labels: Any, groups: Any, batch: str, *, size: int, draws: int = 100,
-    temperature: float = 4.0, seed: int = 0,
+    temperature: float = 4.0,
 ) -> pd.DataFrame:  # fmt: skip
     """Where a teacher's probability goes in batches: the share of each group in percent.
 
@@ -612,12 +615,7 @@ def teacher_mass(
     image); "long-tailed": images at random. Tidy: batch, draw, stage, group, share; the stages are
     the labels, the teacher, and the teacher as LTKD rebalances it.
     """
-    import torch
-
-    from ..losses.decomposition import group_log_probs
-    from ..losses.ltkd import log_batch_mass, rebalance
-
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows = np.random.default_rng(0), []
     labels, ids, n = np.asarray(labels), torch.as_tensor(groups), int(max(groups)) + 1
     log_g, _ = group_log_probs(torch.as_tensor(logits).double(), ids, n, temperature)
     members = [np.flatnonzero(labels == c) for c in range(len(ids))]
@@ -650,7 +648,8 @@ def batches(study: Any, pair: Any) -> pd.DataFrame:
 
 
 def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
-    """The parts of the paper's first claim, with the middle 95 % of batches; n counts batches."""
+    """What batches show of the paper's first claim, in points of probability, with the middle 95 %
+    of batches; n counts batches."""
     share = mass.pivot_table(index=["batch", "draw"], columns=["stage", "group"], values="share")
     spread = {s: np.ptp(share[[s]].to_numpy(), axis=1) for s in ("teacher", "rebalanced")}
     removed = pd.Series(spread["teacher"] - spread["rebalanced"], share.index)
@@ -664,9 +663,21 @@ def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
     return {k: Interval(x.mean(), low[k], high[k], len(x)) for k, x in effects.items()}
 
 
+def head_excess(logits: Any, labels: Any, groups: Any, temperature: float) -> Interval:
+    """How much more of a teacher's probability is the head's than of the test images, in points,
+    with its ``bootstrap`` interval; n counts images. logits [N, C], labels [N], groups [C]."""
+    labels, ids = np.asarray(labels), torch.as_tensor(groups)
+    log_g, _ = group_log_probs(
+        torch.as_tensor(logits).double(), ids, int(ids.max()) + 1, temperature
+    )
+    excess = log_g.exp()[:, 0].numpy() - (ids.numpy()[labels] == 0)
+    found = bootstrap(excess, labels, ids.numpy())
+    return Interval.of(found[found["metric"] == "all"].iloc[0])
+
+
 def corrections(
     logits: Any, counts: Any, groups: Sequence[int], *, temperature: float, size: int,
-    draws: int = 100, seed: int = 0,
+    draws: int = 100,
 ) -> pd.DataFrame:  # fmt: skip
     """What is taken off a teacher's logits, class by class, less its mean over the classes.
 
@@ -678,13 +689,7 @@ def corrections(
     (log pi, the mean over the class's group); mean; low, high: the middle 95 % of batches; scatter:
     the standard deviation over batches.
     """
-    import torch
-
-    from ..groups import class_groups
-    from ..losses.decomposition import group_log_probs
-    from ..losses.ltkd import log_batch_mass
-
-    counts, rng = torch.as_tensor(counts), np.random.default_rng(seed)
+    counts, rng = torch.as_tensor(counts), np.random.default_rng(0)
     order = counts.argsort(descending=True, stable=True)
     order = order[counts[order] > 0]
     log_pi = (counts.double() / counts.sum()).log()[order].numpy()
@@ -827,6 +832,33 @@ def prediction_bias(
     return pd.DataFrame(rows)
 
 
+HANDED_ON = ("head answers", "same error: headward", "in its group", "tailward")
+
+
+def handed_on(
+    runs: pd.DataFrame, predictions: Mapping[str, np.ndarray], teacher: np.ndarray, data: Any
+) -> pd.DataFrame:
+    """How biased each run's answers are, and which errors of its teacher it repeats: a row a run.
+
+    teacher [N]: the class ids that it answers to the test images. In percent: "head answers", the
+    share of the run's answers that are head classes; and of the images that the teacher gets wrong
+    those to which the run gives the very same answer, where that answer is of a group of more
+    frequent classes than the image ("same error: headward"), of the image's own ("in its group")
+    and of less frequent ones ("tailward"); NaN where the teacher has no such error.
+    """
+    groups, labels = np.asarray(data.groups(3)), np.asarray(data.test_labels)
+    away = groups[teacher] - groups[labels]  # head is 0
+    wrong, rows = teacher != labels, []
+    for run in runs.to_dict("records"):
+        guess = np.asarray(predictions[run["run"]])
+        kinds = [wrong & (np.sign(away) == side) for side in (-1, 0, 1)]
+        same = [100 * np.mean((guess == teacher)[kind]) if kind.any() else np.nan for kind in kinds]
+        found = 100 * np.mean(groups[guess] == 0), *same
+        rows.append({key: run[key] for key in ("run", "method", "label", "ours", "seed")}
+                    | dict(zip(HANDED_ON, found, strict=True)))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def with_group_counts(runs: pd.DataFrame, counted: pd.DataFrame) -> pd.DataFrame:
     """The methods' runs of a setting and, as methods of their own, LTKD's with other groups."""
     more = counted[~counted["run"].isin(runs["run"])]
@@ -913,41 +945,36 @@ def fitted_shares(fitted: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def fitted_elsewhere(
-    logits: Any, labels: Any, counts: Any, *, draws: int = 10, seed: int = 0
-) -> pd.DataFrame:
+def fitted_elsewhere(logits: Any, labels: Any, counts: Any) -> pd.DataFrame:
     """``fit_tau`` where test classes are not equally frequent, a row an s: as pi^s they are.
 
     logits [N, C], labels [N] of test images, counts [C] of the training images. For each s so many
     images of each class are drawn at random as make it so frequent, of the most frequent ones as
     many as the smallest class has; an s that would take less than one of a class is left out. tau ±
-    its standard deviation over the draws, means over them of the accuracy at it, and of how much
-    more that is than as trained, at tau = 1 - s and at the best of the curves' tau, read with the
+    its standard deviation over ten draws, means over them of the accuracy at it, and of how much
+    more that is than as trained, at tau = 1 - s and at the best tau of 0, 0.25 ... 3, read with the
     labels. Empty where a class has no image, or all are as large.
     """
-    import torch
-
-    from ..adjust import adjust_logits, fit_tau
-
     logits, labels, counts = (torch.as_tensor(one) for one in (logits, labels, counts))
     members = [np.flatnonzero(labels == c) for c in range(len(counts))]
     most = min(len(own) for own in members)
     if most < 1 or counts.min() < 1 or counts.min() == counts.max():
         return pd.DataFrame()
-    rng, rows = np.random.default_rng(seed), {}
+    rng, rows = np.random.default_rng(0), {}
+    wide = [k / 4 for k in range(13)]  # reversed test classes may ask for more than the curves' 2
     for s in (1.0, 0.5, -0.5):
         share = counts.double() ** s
         if most * share.min() < 0.999 * share.max():
             continue
         wanted = (most * share / share.max()).round().long()
         fits, levels = [], []
-        for _ in range(draws):
+        for _ in range(10):
             each = zip(members, wanted.tolist(), strict=True)
             chosen = np.concatenate([rng.choice(own, n, replace=False) for own, n in each])
             z, truth = logits[chosen], labels[chosen]
             fits.append(fit_tau(z, counts, wanted))
             right = [adjust_logits(z, counts, tau).argmax(1) == truth
-                     for tau in (fits[-1], 1 - s, *TAUS)]  # fmt: skip
+                     for tau in (fits[-1], 1 - s, *wide)]  # fmt: skip
             levels.append([100 * float(one.double().mean()) for one in right])
         at, consistent, *curve = np.mean(levels, axis=0)
         best = int(np.argmax(curve))
@@ -957,7 +984,7 @@ def fitted_elsewhere(
             "all": _shown(at, 1),
             "minus as trained": _shown(at - curve[0], 1, "+"),
             "minus τ = 1 − s": _shown(at - consistent, 1, "+"),
-            "minus best τ": f"{_shown(at - curve[best], 1, '+')}, τ {TAUS[best]:g}",
+            "minus best τ": f"{_shown(at - curve[best], 1, '+')}, τ {wide[best]:g}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -571,6 +571,27 @@ def test_ltkd_train_takes_a_folder(tmp_path, capsys):
     assert capsys.readouterr().out.count("record.json") == 2
 
 
+def test_runs_are_not_named_without_the_images(tmp_path, capsys):
+    """Their hash is part of the names: where they are not seen, no other names are told."""
+    tree(tmp_path / "birds")
+    given = tmp_path / "birds.yaml"
+    text = ("name: birds\ndataset: folder\nimages: {folder: birds, size: 32}\ngammas: [null]\n"
+            "pairs: [resnet8-resnet8]\nmethods: [kd]\nbatch: 4\nseeds: [0]\nablations: []\n"
+            "group_counts: [3]\n")  # fmt: skip
+    given.write_text(text)
+    call = ["status", str(given), "--ids", "--outputs", str(tmp_path / "out"), "--data-root"]
+    assert cli.main([*call, str(tmp_path)]) == 0
+    ids = capsys.readouterr().out
+    assert cli.main([*call, str(tmp_path / "elsewhere")]) == 2
+    assert "or give images.sha256: it is part of the runs' names" in capsys.readouterr().err
+    assert cli.main(["run", *call[1:2], "--as-is", *call[3:], str(tmp_path / "elsewhere")]) == 2
+    assert "or give images.sha256" in capsys.readouterr().err
+    sha256 = resolve("folder", Images(folder="birds", size=32), tmp_path).sha256
+    given.write_text(text.replace("size: 32", f"size: 32, sha256: {sha256}"))
+    assert cli.main([*call, str(tmp_path / "elsewhere")]) == 0
+    assert capsys.readouterr().out == ids
+
+
 def test_other_images_are_another_run(tmp_path, forget):
     spec = RunSpec(dataset="folder", images=Images(folder="birds", size=32), gamma=None,
                    student="resnet8", method="student", epochs=1, batch=4, lr=0.05)  # fmt: skip

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ltkd import Study
+from ltkd.params import network_label
 from ltkd.report import paper
 from ltkd.report.paper import Setting
-from ltkd.study import network_label
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The statistics against closed forms and numbers worked out by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -425,6 +427,37 @@ def test_teacher_mass_of_a_known_teacher():
     head, removed = tables.mass_effects(pd.concat([mass, other])).values()
     assert head.mean == pytest.approx(60 - 100 / 3)
     assert removed.mean == pytest.approx(50)
+
+
+def test_a_teachers_excess_of_the_head_over_test_images():
+    """Two classes, 400 images each; the teacher gives the head 0.9 or 0.7 of its probability for
+    the head's images, half of them each, and 0.3 for the others: 0.55 - 0.5, and only the first
+    class has any spread, 0.1, of which the interval is 1.96 standard errors of a mean of 800."""
+    p = np.r_[np.tile([0.9, 0.7], 200), np.full(400, 0.3)]
+    labels = np.repeat([0, 1], 400)
+    logits = np.log(np.stack([p, 1 - p], 1))
+    found = tables.head_excess(logits, labels, [0, 1], 1.0)
+    assert found.mean == pytest.approx(5)
+    assert found.n == 800
+    half = 1.96 * 100 * 0.1 / np.sqrt(400) / 2
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_which_errors_of_the_teacher_are_handed_on():
+    """Six classes, two a group; the teacher errs on five of eight images, worked out by hand."""
+    labels = np.array([0, 1, 2, 3, 4, 5, 5, 4])
+    data = SimpleNamespace(groups=lambda n: [0, 0, 1, 1, 2, 2], test_labels=labels)
+    teacher = np.array([0, 0, 0, 3, 2, 5, 4, 0])  # headward: 2 -> 0, 4 -> 2 and 4 -> 0
+    runs = pd.DataFrame([
+        {"run": name, "method": name, "label": name, "ours": False, "seed": 0} for name in "ab"
+    ])  # fmt: skip
+    answers = {"a": np.array([0, 0, 0, 4, 2, 5, 5, 4]), "b": np.array([0, 1, 1, 3, 5, 5, 4, 0])}
+    found = tables.handed_on(runs, answers, teacher, data).set_index("run")
+    head, up, inside, down = (found[name] for name in tables.HANDED_ON)
+    np.testing.assert_allclose(head, [100 * 3 / 8, 100 * 4 / 8])
+    np.testing.assert_allclose(up, [100 * 2 / 3, 100 * 1 / 3])
+    np.testing.assert_allclose(inside, [50, 50])  # 1 -> 0 by a, 5 -> 4 by b
+    assert down.isna().all()
 
 
 def test_corrections_of_a_teacher_that_leans_on_the_prior():
