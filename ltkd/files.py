@@ -79,7 +79,7 @@ def locked(path: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
         except Timeout:
             if (now := _mark(path)) != seen:
                 seen, since = now, time.monotonic()
-            _drop_dead(path, silent=seen if time.monotonic() - since > 2 * LEASE else None)
+            drop_dead(path, silent=seen if time.monotonic() - since > 2 * LEASE else None)
             if stop():
                 raise Stopped(f"stopped while another process held {path}") from None
     try:
@@ -146,7 +146,7 @@ def _mark(path: Path) -> Mark | None:
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 
-def _drop_dead(path: Path, silent: Mark | None = None) -> None:
+def drop_dead(path: Path, silent: Mark | None = None) -> None:
     """Remove a lock whose owner was killed before it had written its name, an instant's work, or is
     dead and not reaped yet, which filelock takes for alive; and one that nobody touches any more,
     as long as its mark is ``silent``."""
@@ -170,7 +170,7 @@ def sweep(folder: Path) -> None:
                 path.unlink()
     # To take a lock is to remove it, if its owner is dead.
     for path in [*folder.rglob("*.lock"), *folder.parent.glob("index.lock")]:
-        _drop_dead(path)
+        drop_dead(path)
         with suppress(OSError), SoftFileLease(path, lease_duration=LEASE, timeout=0):
             pass
     for path in Path(tempfile.gettempdir()).glob("ltkd-*"):

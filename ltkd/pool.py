@@ -24,7 +24,19 @@ import torch
 
 from . import parallel
 from .data import DataError
-from .files import LEASE, Stopped, alive, clock, cores, held, holder, host, read_json
+from .files import (
+    LEASE,
+    Stopped,
+    alive,
+    clock,
+    cores,
+    drop_dead,
+    held,
+    holder,
+    host,
+    many,
+    read_json,
+)
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
@@ -77,13 +89,12 @@ def _enter(stop: Any, parent: int) -> None:
 
 
 def _free() -> None:
-    gc.collect()  # an earlier run's network and mapped table hang in cycles until Python looks
+    gc.collect()  # a run's network and mapped table hang in cycles until Python looks
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what an earlier run of this process kept others may need
+        torch.cuda.empty_cache()  # what this process keeps others may need
 
 
 def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> None:
-    _free()
     full = ""
     with _AT_WORK:
         try:
@@ -96,8 +107,8 @@ def _work(spec: RunSpec, folder: Path, device: str, data_root: str | None) -> No
             )
         except torch.OutOfMemoryError as error:
             full = str(error)
-    if full:  # with the error the frames are gone that held what is to be freed
-        _free()
+    _free()  # with the error the frames are gone that held what there is to free
+    if full:
         raise torch.OutOfMemoryError(full)
 
 
@@ -145,10 +156,11 @@ def make(
     context, count = get_context("spawn"), jobs_for(jobs, list(todo.values()))
     halt = context.RawValue("b", 0)
     flying: dict[Future[None], RunSpec] = {}
-    # Lost with their worker, perhaps by what they need: they are made again one by one, at the end.
+    # Lost with their worker or out of memory, perhaps by what they need: each is made once more,
+    # alone, after all others.
     suspects: set[str] = set()
     killed, broken = 0, False
-    lost: set[str] | None = None  # by the worker that was killed
+    lost: set[str] = set()  # what went with the worker that broke the pool
     others = {child.pid for child in active_children()}  # the caller's own
 
     def workers() -> ProcessPoolExecutor:
@@ -157,10 +169,14 @@ def make(
     def alone() -> bool:
         return any(identity(spec) in suspects for spec in flying.values())
 
-    def close() -> None:
-        for child in active_children() if broken else []:
+    def kill() -> None:
+        for child in active_children():
             if child.pid not in others:
                 child.kill()  # they ignore the SIGTERM that a broken pool sends
+
+    def close() -> None:
+        if broken:
+            kill()
         pool.shutdown()
 
     pool = workers()
@@ -171,21 +187,28 @@ def make(
         while todo or flying:
             if broken and not flying:
                 close()
-                pool, broken, lost = workers(), False, None
+                pool, broken = workers(), False
             while not (broken or halt.value or alone()) and len(flying) < count:
                 ready = _next(todo, out, advance, store)
-                if ready is None or (identity(ready) in suspects and flying):
+                if ready is None:
                     break
+                if (name := identity(ready)) in suspects:
+                    if flying:
+                        break
+                    pool.shutdown()
+                    pool = workers()  # which hold no memory yet
+                drop_dead(store.lock(ready))  # an earlier death's: it is no sign of a new one
                 try:
                     flying[pool.submit(_work, ready, store.folder, device, data_root)] = ready
-                except BrokenProcessPool:  # an idle worker was killed
-                    broken = True
+                except BrokenProcessPool:
+                    broken, lost = True, _lost(store, [*flying.values()])
                 else:
-                    del todo[identity(ready)]
+                    del todo[name]
             done, _ = wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
+            there, full = [*flying.values()], 0
             for future in done:
                 spec = flying.pop(future)
-                name = identity(spec)
+                name, what = identity(spec), ""
                 try:
                     future.result()
                     out.records[name] = store.get(spec)  # type: ignore[assignment]
@@ -194,38 +217,43 @@ def make(
                     out.left.append(spec)
                 except Diverged as error:
                     out.failed[name] = str(error)
-                except (BrokenProcessPool, torch.AcceleratorError, torch.OutOfMemoryError) as error:
-                    full = isinstance(error, torch.OutOfMemoryError)
-                    dead = isinstance(error, BrokenProcessPool)
-                    if not full:  # after an error of its GPU a process makes no run any more
-                        killed += not (broken or flying)
-                        broken = True
-                    if dead:
-                        if lost is None:
-                            lost, count = _lost(store, [spec, *flying.values()]), max(1, count - 1)
-                        if name not in lost:  # a pool ends with any one of its workers
-                            todo = {name: spec, **todo}
-                            continue
-                    if name not in suspects and killed < KILLS:
-                        suspects.add(name)
-                        todo = {**todo, name: spec}
-                        count = max(1, count - full)
-                        what = "was killed" if dead else "failed on its GPU"
-                        what = f"ran out of memory; now {count} at once" if full else what
-                        _say(f"{spec.title}: a process {what}; goes on alone, from where it was, "
-                             "after the others")  # fmt: skip
+                except torch.OutOfMemoryError as error:
+                    full += 1
+                    out.failed[name], what = _reason(spec, error), "out of memory"
+                except BrokenProcessPool as error:
+                    if not broken:
+                        broken, lost = True, _lost(store, there)
+                        killed += len(there) == 1
+                        count = max(1, min(count, len(there)) - 1)  # memory was short, most likely
+                    if name not in lost:  # a pool ends with any one of its workers
+                        todo = {name: spec, **todo}
                         continue
-                    out.failed[name] = _reason(spec, error)
-                    if killed >= KILLS:
-                        halt.value = 1
+                    out.failed[name], what = _reason(spec, error), "its process was killed"
+                except torch.AcceleratorError as error:  # its process makes no run any more
+                    if not broken:
+                        broken, lost = True, {name}
+                        killed += len(there) == 1
+                        kill()
+                    out.failed[name], what = _reason(spec, error), "its GPU failed"
                 except (OSError, DataError) as error:
                     out.failed[name] = f"{spec.title}: {error}"
                     if isinstance(error, DataError) or error.errno in _OF_DISK:
                         halt.value = 1  # others would meet it too
                 except Exception as error:
                     out.failed[name] = _reason(spec, error)
+                if killed >= KILLS:
+                    halt.value = 1
+                elif what and name not in suspects and (len(there) > 1 or not full):
+                    del out.failed[name]
+                    suspects.add(name)
+                    todo = {**todo, name: spec}
+                    _say(f"{spec.title}: {what}; goes on, from where it was, after the others")
+                    continue
                 suspects.discard(name)
                 advance(spec, name in out.records and not out.reason(name))
+            if full and len(there) > 1:
+                count = max(1, min(count - 1, len(there) - full or len(there) // 2))
+                _say(f"memory was short: from now on {many(count, 'run')} at once")
             if stop():
                 halt.value = 1
             if halt.value and not flying:

@@ -58,9 +58,26 @@ def _through_bf16(value: Any) -> Any:
 
 
 @contextmanager
+def whole_fp32(spec: RunSpec, device: torch.device) -> Iterator[None]:
+    """Convolutions in fp32 where the spec asks for it: a GPU rounds their factors to ten bits
+    (TF32) else."""
+    if spec.precision != "fp32" or device.type != "cuda":
+        yield
+        return
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
+
+
+@contextmanager
 def autocast(spec: RunSpec, device: torch.device) -> Iterator[None]:
-    """bf16 autocast where the spec asks for it; weights, losses and the optimiser stay fp32."""
+    """bf16 autocast where the spec asks for it, else ``whole_fp32``; weights, losses and the
+    optimiser stay fp32."""
     with (
+        whole_fp32(spec, device),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16"),
         Bf16ByFp32() if by_fp32(spec, device) else nullcontext(),
     ):

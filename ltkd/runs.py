@@ -276,22 +276,17 @@ def same_bits() -> None:
 
 @contextmanager
 def _settings(spec: RunSpec, device: torch.device) -> Iterator[None]:
-    """Threads and, on a GPU, determinism and precision as the run has them; the caller's own,
-    afterwards."""
+    """Threads and, on a GPU, determinism as the run has them; the caller's own, afterwards."""
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    tf32 = torch.backends.cudnn.allow_tf32
     about = torch.utils.deterministic
     fill = about.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(spec.threads)
     if device.type == "cuda":
         same_bits()
-        if spec.precision == "fp32":  # else convolutions round to ten bits
-            torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.allow_tf32 = tf32
         torch.set_deterministic_debug_mode(strict)
         about.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 

@@ -30,7 +30,7 @@ from .methods import METHODS
 from .models import create_model
 from .objective import Objective, build
 from .params import RECIPES, RunSpec, on_the_fly
-from .precision import autocast
+from .precision import autocast, whole_fp32
 from .teacher import Teacher, answer, views_of_epoch
 
 EVAL_BATCH = 500
@@ -48,8 +48,8 @@ class DamagedCheckpoint(Exception):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whichever allocator met it: PyTorch's, CUDA's, cuBLAS's or the processor's."""
-    said = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    """Whichever allocator met it: PyTorch's, CUDA's, cuBLAS's, cuDNN's or the processor's."""
+    said = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
@@ -313,7 +313,8 @@ class Trainer:
             label, distil = self.objective(logits, own, told, self.labels[index])
         loss = label + weight * distil
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with whole_fp32(self.spec, self.device):
+            loss.backward()
         terms = torch.stack([loss, label, distil]).detach()
         parallel.average([terms, *(p.grad for p in self.parameters if p.grad is not None)])
         if self.spec.clip_norm is not None:

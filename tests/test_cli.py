@@ -608,7 +608,7 @@ def test_a_card_names_the_best_method_and_its_lines_load_the_network(
         there["logits"].argmax(1).tolist() == study.predictions("distillation")[own["run"]].tolist()
     )
     with monkeypatch.context() as patch:  # a full disk between the two files
-        patch.setattr("ltkd.report.card.write_atomic", Mock(side_effect=OSError("full")))
+        patch.setattr("ltkd.report.card.write_atomic", Mock(side_effect=[None, OSError("full")]))
         assert cli.main(again) == 1
     assert not (study.folder / "best" / "README.md").exists()
     capsys.readouterr()

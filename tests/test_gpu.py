@@ -43,7 +43,7 @@ def test_a_run_cut_anywhere_is_the_same_to_the_bit(tmp_path, tiny):
 
 
 def test_a_gpu_and_a_processor_begin_alike(tmp_path, tiny):
-    """One step, fp32: the loss differs by rounding alone (a GPU's convolutions round to tf32)."""
+    """One step, fp32: the loss differs by rounding alone (sums in another order)."""
     spec = spec_of(tiny, "student", precision="fp32", epochs=1, batch=330)
     loss = [run(spec, outputs=tmp_path / device, device=device).values["history"][0]["loss"]
             for device in ("cuda", "cpu")]  # fmt: skip

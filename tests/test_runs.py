@@ -20,8 +20,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ltkd import RunRecord, files, pool, run, runs
+from ltkd import RunRecord, files, pool, run
 from ltkd.files import Stopped, locked, write_atomic
+from ltkd.precision import whole_fp32
 from ltkd.runs import Store, identity, pick_device
 from ltkd.train import Trainer
 
@@ -210,14 +211,14 @@ def test_a_diverging_run_leaves_a_record_that_says_so(tmp_path, tiny):
 
 
 def test_fp32_on_a_gpu_is_fp32(tiny):
-    """Its convolutions would round their factors to ten bits else; the flags are there without
+    """Its convolutions would round their factors to ten bits else; the setting is there without
     one, and the caller's afterwards."""
-    before = torch.backends.cudnn.allow_tf32
-    for precision, rounded in (("fp32", False), ("bf16", before)):
-        with runs._settings(tiny(precision=precision), torch.device("cuda")):
-            assert torch.backends.cudnn.allow_tf32 == rounded
-        assert torch.backends.cudnn.allow_tf32 == before
-    assert not torch.are_deterministic_algorithms_enabled()
+    conv = torch.backends.cudnn.conv
+    before, gpu = conv.fp32_precision, torch.device("cuda")
+    for precision, inside in (("fp32", "ieee"), ("bf16", before)):
+        with whole_fp32(tiny(precision=precision), gpu):
+            assert conv.fp32_precision == inside
+        assert conv.fp32_precision == before
 
 
 def test_a_run_leaves_its_caller_its_threads(tmp_path, tiny):

@@ -110,8 +110,8 @@ def _comparisons(
         logits, labels = study.teacher_logits(pair, "test")
         excess = tables.head_excess(logits, labels, study.data().groups(3), study.temperature)
         yield Comparison(1, "head: teacher − labels, test images", excess, "image")
-        *_, (text, gap) = tables.mass_effects(tables.batches(study, pair)).items()
-        yield Comparison(1, text, gap, "batch")
+        found = tables.mass_effects(tables.batches(study, pair))
+        yield Comparison(1, tables.SPREAD, found[tables.SPREAD], "batch")
     else:
         yield Comparison(1, "looked at in the first imbalance factor alone", Interval())
     yield from paired_tests(own)

@@ -647,6 +647,9 @@ def batches(study: Any, pair: Any) -> pd.DataFrame:
                       for kind, (logits, labels) in kinds.items()], ignore_index=True)  # fmt: skip
 
 
+SPREAD = "spread over groups: biased − rebalanced, long-tailed batches"
+
+
 def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
     """What batches show of the paper's first claim, in points of probability, with the middle 95 %
     of batches; n counts batches."""
@@ -654,10 +657,9 @@ def mass_effects(mass: pd.DataFrame) -> dict[str, Interval]:
     spread = {s: np.ptp(share[[s]].to_numpy(), axis=1) for s in ("teacher", "rebalanced")}
     removed = pd.Series(spread["teacher"] - spread["rebalanced"], share.index)
     excess = (share["teacher", "head"] - share["labels", "head"]).xs("balanced", level="batch")
-    biased = "spread over groups: biased − rebalanced, long-tailed batches"
     effects = {
         "head: teacher − labels, balanced batches": excess,
-        biased: removed.xs("long-tailed", level="batch"),
+        SPREAD: removed.xs("long-tailed", level="batch"),
     }
     low, high = ({name: float(x.quantile(q)) for name, x in effects.items()} for q in TAILS)
     return {k: Interval(x.mean(), low[k], high[k], len(x)) for k, x in effects.items()}
