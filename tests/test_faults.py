@@ -463,10 +463,9 @@ def test_where_memory_is_short_fewer_run_at_once(tmp_path, tiny, forked, monkeyp
     room.mkdir()
 
     def crowded(spec, **options):
-        mine = room / str(spec.seed)
+        mine, began, later = room / str(spec.seed), time.monotonic(), full.exists()
         mine.touch()
         try:
-            began, later = time.monotonic(), full.exists()
             if later:
                 with (tmp_path / "crowd").open("a") as file:
                     file.write(f"{len(list(room.iterdir()))}\n")
