@@ -797,11 +797,17 @@ BIASED_ROWS = (
 )  # fmt: skip
 
 
+def groups_of(counts):
+    """Head, medium and tail as 0, 1, 2, a class each."""
+    group = np.empty(100, int)
+    group[np.argsort(-counts, kind="stable")] = np.repeat([0, 1, 2], [33, 34, 33])
+    return group
+
+
 def prediction_bias(row, record, labels):
     """Bias between groups and within them, right group, right class in it, in percent."""
     counts = np.array(record["data"]["counts"])
-    log_pi, group = np.log(counts / counts.sum()), np.empty(100, int)
-    group[np.argsort(-counts, kind="stable")] = np.repeat([0, 1, 2], [33, 34, 33])
+    log_pi, group = np.log(counts / counts.sum()), groups_of(counts)
     mean = np.array([log_pi[group == g].mean() for g in group])
     guess = np.load(row / "predictions.npy")
     slopes = poisson_slopes(np.bincount(guess, minlength=100), np.c_[mean, log_pi - mean])
@@ -839,9 +845,7 @@ HANDED_ON = (
 def handed_on(at, record, teacher, labels):
     """Head answers, and the teacher's own wrong answer given, where it errs headward, in the
     image's group and tailward, in percent."""
-    group = np.empty(100, int)
-    group[np.argsort(-np.array(record["data"]["counts"]), kind="stable")] = (
-        np.repeat([0, 1, 2], [33, 34, 33]))  # fmt: skip
+    group = groups_of(np.array(record["data"]["counts"]))
     guess, errs = np.load(at / "predictions.npy"), teacher != labels
     higher, lower = group[teacher] < group[labels], group[teacher] > group[labels]
     kinds = [errs & higher, errs & ~higher & ~lower, errs & lower]
