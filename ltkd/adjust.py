@@ -27,7 +27,7 @@ def adjust_logits(logits: Tensor, counts: Tensor | Sequence[int], tau: float = 1
     """
     prior = _log_prior(logits, counts)
     if not isinstance(tau, Real) or not math.isfinite(tau):
-        raise ValueError(f"tau is {tau!r}; it must be a finite number")
+        raise ValueError(f"tau is {tau!r}; it must be a finite Python number")
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype) - (tau * prior).to(dtype).to(logits.device)
 
@@ -49,7 +49,8 @@ def fit_tau(
     is q . log pi. The tau of highest accuracy may be another. Raises ValueError as
     ``adjust_logits`` does, for logits that are not finite, for frequencies that are negative or all
     zero, and where no single tau is best: all counts are equal (every tau is), or only the largest
-    or only the smallest classes have a frequency (it falls for ever).
+    or only the smallest classes have a frequency (it falls for ever). On the processor, in float64:
+    about 25 passes, so seconds for 10,000 images of 1,000 classes, and three copies of the logits.
     """
     prior, z = _log_prior(logits, counts), logits.detach().cpu().double()
     if not len(z) or not z.isfinite().all():
@@ -98,5 +99,8 @@ def _log_prior(logits: Tensor, counts: Tensor | Sequence[int]) -> Tensor:
         raise ValueError(f"counts has {len(counts)} classes, the logits {logits.shape[1]}")
     if (counts < 1).any():
         empty = (counts < 1).nonzero().flatten().tolist()
-        raise ValueError(f"counts: classes {empty} have no image, so their prior cannot be removed")
+        raise ValueError(
+            f"counts: classes {empty} have no image, so their prior cannot be removed; leave their "
+            "columns out, or count them as 1"
+        )
     return (counts.double() / counts.sum()).log()

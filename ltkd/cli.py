@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from .methods import METHODS
 from .params import (
     FILE_SETS,
     RECIPES,
+    DataError,
     ParameterError,
     RunSpec,
     check,
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before there was anything to save
         print("ltkd: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    except (RuntimeError, ValueError) as error:
+    except DataError as error:
         print(f"ltkd: {error}", file=sys.stderr)
         return 2
 
@@ -338,7 +338,10 @@ def _train(given: argparse.Namespace) -> int:
     stop = Stop(given.budget, given.began)
     options: dict[str, Any] = {"device": given.device, "data_root": root, "stop": stop}
     if TORCHRUN:
-        parallel.join(device)
+        try:
+            parallel.join(device)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
         out = together(spec, store, **options)
     else:
         out = make([spec], store, jobs=1, **options)
@@ -371,7 +374,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
     from .pool import with_teachers
-    from .report.tables import as_stated, prediction
+    from .report.tables import as_stated, predicted
     from .study import Study
 
     specs, stated = study.row_of(given.row)
@@ -397,10 +400,11 @@ def _reproduce(given: argparse.Namespace) -> int:
     new_curves, old_curves = (one.adjusted_row(given.row) for one in (anew, study))
     for (pair, gamma), made in rows.groupby(["pair", "gamma"]) if len(rows) else ():
         expected = stated[(stated["pair"] == pair) & (stated["gamma"] == gamma)]
-        news, olds = as_stated(made, new_curves), as_stated(expected, old_curves)
-        for how, metric in product((how for how in news if how in olds), ("all", "tail")):
-            new, old = news[how], olds[how]
-            gap, mean = prediction(old[metric], len(new)), new[metric].mean()
+        news = as_stated(made, new_curves)
+        for how, metric, gap in predicted(expected, old_curves, len(made)):
+            if how not in news:
+                continue
+            mean = news[how][metric].mean()
             where = f"{given.row}{how}, {pair}, gamma {gamma:g}, {metric}: {mean:.2f} %"
             if not gap.has_width:
                 print(f"{where}; {gap.mean:.2f} % for every seed, so no interval is stated")
@@ -451,15 +455,14 @@ def _status(given: argparse.Namespace) -> int:
         study.check_files()
     specs = study.runs()
     out = study.there(specs)
-    missing = [s for s in specs if identity(s) not in out.records and identity(s) not in out.failed]
     if given.ids:
-        for spec in missing:
+        for spec in out.left:
             print(identity(spec))
         return 0
     print(f"{study.name}: {len(out.records)} of {len(specs)} runs are there, in {study.folder}")
     for reason in out.reasons.values():
         print(f"  {reason}")
-    for spec in missing:
+    for spec in out.left:
         print(f"  {spec.title}: {progress_of(study.store, spec) or 'not begun'}")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         print(

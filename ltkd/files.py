@@ -152,9 +152,9 @@ def drop_dead(path: Path, silent: Mark | None = None) -> None:
     as long as its mark is ``silent``."""
     mark = _mark(path)
     with suppress(FileNotFoundError):
-        about, owner = path.stat(), SoftFileLease(path, lease_duration=LEASE).owner
+        about, pid = path.stat(), holder(path)
         nameless = about.st_size == 0 and time.time() - about.st_mtime > LEASE
-        dead = owner and owner.hostname == host() and not alive(owner.pid)
+        dead = pid is not None and not alive(pid)
         if (nameless or dead or mark == silent) and _mark(path) == mark:
             path.unlink()
 

@@ -51,12 +51,24 @@ def threshold_groups(counts: Sequence[int] | Tensor, many: int = 100, few: int =
 
 
 def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
-    """[C] whole numbers >= 0 as int64; ValueError that names the argument."""
+    """[C] whole numbers >= 0 as int64; ValueError that names the argument.
+
+    A pandas Series is taken in label order: its index must be 0 to C - 1, which that of
+    ``value_counts()``, sorted by frequency, is not.
+    """
+    if hasattr(values, "to_numpy"):
+        index = list(getattr(values, "index", range(len(values))))
+        if index != list(range(len(index))):
+            raise ValueError(
+                f"{name} is a {type(values).__name__} with index {index[0]!r}, ...; it must be in "
+                "label order, its index 0 to C - 1"
+            )
+        values = values.to_numpy().tolist()
     try:  # on the processor, whatever torch's default device is: a meta tensor has no values
         values = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         given = type(values).__name__
-        raise ValueError(f"{name} is a {given}; it must be whole numbers") from None
+        raise ValueError(f"{name} is a {given}; it must be whole numbers, one a class") from None
     if values.dim() != 1 or len(values) == 0:
         raise ValueError(f"{name} has shape {list(values.shape)}; it must be [C] with C >= 1")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:

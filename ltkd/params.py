@@ -86,6 +86,10 @@ class ParameterError(ValueError):
     """A parameter that cannot be used. The message says where, what was given and what is allowed."""
 
 
+class DataError(RuntimeError):
+    """A data set that is absent or damaged; the message names the folder and the mend."""
+
+
 def _hint(word: Any, allowed: Any) -> str:
     """' Did you mean X?' when one of the allowed words is close, whatever its capitals."""
     words = {str(a).casefold(): str(a) for a in allowed}
@@ -128,7 +132,9 @@ def method_args(
     _known("method", method, METHODS)
     defaults = METHODS[method].defaults(*pair)
     for name, value in given.items():
-        _known(f"argument of method {method!r}:", name, tuple(defaults) or ("none",))
+        if name not in defaults:
+            allowed = nearest(name, defaults or ["none"])
+            raise ValueError(f"unknown argument of method {method!r}: {name!r}.{allowed}")
         if isinstance(defaults[name], bool) != isinstance(value, bool):
             raise ValueError(
                 f"{name} = {value!r} of method {method!r}: should be {defaults[name]!r}'s type"

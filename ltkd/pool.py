@@ -24,25 +24,13 @@ import torch
 
 from . import parallel
 from .data import DataError
-from .files import (
-    LEASE,
-    Stopped,
-    alive,
-    clock,
-    cores,
-    drop_dead,
-    held,
-    holder,
-    host,
-    many,
-    read_json,
-)
+from .files import Stopped, alive, clock, cores, drop_dead, held, holder, many, read_json
 from .params import RunSpec
 from .runs import RunRecord, Store, identity, run
 from .train import Diverged
 
 _STOP: Any = None  # the pool's flag, in each worker; without a lock that a kill could leave held
-_TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy", "pid", "host"}
+_TOLD = {"epoch", "epochs", "images_per_second", "seconds_left", "accuracy"}
 _AT_WORK = threading.Lock()  # held by a worker while it makes a run
 KILLS = 3  # workers lost in a row that ran alone: the cause is taken to lie outside the runs
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
@@ -211,8 +199,11 @@ def make(
                 name, what = identity(spec), ""
                 try:
                     future.result()
-                    out.records[name] = store.get(spec)  # type: ignore[assignment]
                     killed = 0
+                    if record := store.get(spec):
+                        out.records[name] = record
+                    else:
+                        out.failed[name] = f"{spec.title}: its record cannot be read"
                 except Stopped:
                     out.left.append(spec)
                 except Diverged as error:
@@ -411,21 +402,11 @@ def progress_of(store: Store, spec: RunSpec) -> str:
     if now is None:
         return ""
     at = f"epoch {now['epoch']}/{now['epochs']}"
-    if _lives(store, spec, now):
+    if held(store.lock(spec)):
         return f"{at}, {_note(now)}"
     return f"stopped after {at}, " + (
         "goes on from its checkpoint" if store.checkpoint(spec).exists() else "begins anew"
     )
-
-
-def _lives(store: Store, spec: RunSpec, now: dict[str, Any]) -> bool:
-    """Whether the process that told of itself is at work; another machine's touches its lock."""
-    if now["host"] == host():
-        return alive(now["pid"])
-    try:
-        return time.time() - store.lock(spec).stat().st_mtime < LEASE
-    except OSError:
-        return False
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from . import files, parallel
 from .data import fingerprint, load, resolve
 from .models import create_model
-from .params import RunSpec, check_fit
+from .params import ParameterError, RunSpec, check_fit
 from .precision import by_fp32
 from .teacher import Teacher
 from .train import DamagedCheckpoint, Diverged, Trainer, initial_objective, out_of_memory
@@ -44,7 +44,14 @@ def identity(spec: RunSpec) -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run came to: ``values`` is the content of record.json, ``folder`` where it lies."""
+    """What a run came to: ``values`` is the content of record.json, ``folder`` where it lies.
+
+    ``history`` in it has a row an epoch (epoch, rate, losses as ``Study.learning_curves`` has them
+    and, where it was evaluated, ``correct``: correct test images a class); ``seconds`` and
+    ``images_per_second`` are of the training, with its evaluations, of all legs of a run that was
+    cut; ``data`` has the counts of training and test images, ``code`` and ``versions`` what made
+    it, ``files`` the SHA-256 of those beside it, ``sha256`` that of the record without it.
+    """
 
     spec: RunSpec
     values: dict[str, Any]
@@ -115,12 +122,12 @@ class Store:
         return self.run_folder(spec) / "progress.json"
 
     def same_processes(self, spec: RunSpec) -> None:
-        """Raises ValueError where another number of processes began this very run and left it."""
+        """Raises ParameterError where another number of processes began this very run."""
         begun = {path.parent.name for path in self.folder.glob(f"runs/*/{self.CHECKPOINT}")}
         for n in range(1, 1025) if begun else ():
             folder = self.run_folder(spec.model_copy(update={"processes": n}))
             if n != spec.processes and folder.name in begun:
-                raise ValueError(
+                raise ParameterError(
                     f"{spec.title}: begun by {n} processes, and {spec.processes} would come to "
                     f"other numbers; go on with {n}, or remove {folder} to begin anew"
                 )
@@ -230,8 +237,8 @@ class Store:
             )
         data, record = path.read_bytes(), self.get(spec)
         if record is None or files.sha256(data) != record.values.get("model_sha256"):
-            raise ValueError(f"{path}: does not match the sha256 in its record; remove "
-                             f"{self.run_folder(spec)} and run the spec again")  # fmt: skip
+            raise ParameterError(f"{path}: does not match the sha256 in its record; remove "
+                                 f"{self.run_folder(spec)} and run the spec again")  # fmt: skip
         return _network(spec.student, data)
 
 
@@ -260,9 +267,9 @@ def load_model(path: str | Path) -> nn.Module:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is a GPU where there is one. Raises ValueError when cuda is asked for and absent."""
+    """'auto' is a GPU where there is one. ParameterError when cuda is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device = 'cuda': no GPU that torch can use; allowed here: auto, cpu")
+        raise ParameterError("device = 'cuda': no GPU that torch can use; allowed here: auto, cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -306,16 +313,16 @@ def run(
     data_root  folder of the data sets; None: LTKD_DATA, else data/ of the project
     stop       polled at every step; when true the run saves a checkpoint and raises Stopped
     Raises DataError when the data is missing, ParameterError when the spec asks for more than it
-    holds or a class would keep no image, Diverged when its teacher diverged (a student that did has
-    a record which says so), ValueError for a GPU that is not there or another number of processes,
+    holds, a class would keep no image, a GPU is not there or the processes are of another number,
+    Diverged when its teacher diverged (a student that did has a record which says so),
     torch.OutOfMemoryError, and OSError where nothing can be written.
     Two processes that ask for the same run do it once;
     those that torchrun started for it, ``spec.processes`` of them, make it together.
     """
     n, world = spec.processes, parallel.world()
     if n != world:
-        raise ValueError(f"processes = {n}, but this is one of {world}; should be started by: "
-                         f"torchrun --nproc-per-node {n} -m ltkd train")  # fmt: skip
+        raise ParameterError(f"processes = {n}, but this is one of {world}; should be started by: "
+                             f"torchrun --nproc-per-node {n} -m ltkd train")  # fmt: skip
     if not (spec.images and spec.images.sha256):  # else other images would have the same identity
         images = resolve(spec.dataset, spec.images, data_root, strict=False)
         spec = spec.model_copy(update={"images": images})
@@ -376,9 +383,7 @@ def _make(spec: RunSpec, store: Store, device: torch.device, root: str | Path | 
 
     def tell(now: dict[str, Any]) -> None:
         if parallel.rank() == 0:
-            files.write_atomic(
-                progress, json.dumps(now | {"pid": os.getpid(), "host": files.host()})
-            )
+            files.write_atomic(progress, json.dumps(now | {"pid": os.getpid()}))
 
     values: dict[str, Any] = {
         "run": identity(spec), "numerics": NUMERICS, "status": "done",

@@ -282,8 +282,6 @@ class Study:
         """
         self.check_files()
         out = self.there(specs)
-        known = out.records.keys() | out.failed.keys()
-        out.left = [s for s in pool.with_teachers(specs) if identity(s) not in known]
         gone = [spec for spec in out.left if spec.method == "teacher"]
         if gone and out.records:
             raise ParameterError(
@@ -305,10 +303,12 @@ class Study:
                 raise DataError(f"{error}; {hint}") from None
 
     def there(self, specs: Sequence[RunSpec]) -> pool.Outcome:
-        """``make`` without the making: what is there of the specs and their teachers."""
+        """``make`` without the making: what is there of the specs and their teachers, and left."""
         found = {identity(spec): self.store.get(spec) for spec in pool.with_teachers(specs)}
         out = pool.Outcome(records={name: one for name, one in found.items() if one})
         self._part_from_other_teachers(out)
+        known = out.records.keys() | out.failed.keys()
+        out.left = [s for s in pool.with_teachers(specs) if identity(s) not in known]
         return out
 
     @staticmethod
@@ -446,7 +446,11 @@ class Study:
         })  # fmt: skip
 
     def learning_curves(self, part: str) -> pd.DataFrame:
-        """A row a run and epoch: losses, and the accuracies where the epoch was evaluated."""
+        """A row a run and epoch: losses, and the accuracies where the epoch was evaluated.
+
+        loss: what was minimised, mean over the epoch's steps; label_loss and distillation_loss: its
+        terms with their outer weights, the latter without the warm-up of DKD and ReviewKD.
+        """
         rows = []
         for variant, record in self._records(part):
             name = self._labels(variant, record)
@@ -495,17 +499,19 @@ class Study:
     def _adjusted(
         self, found: Sequence[tuple[str, RunRecord]], known: bool = False
     ) -> pd.DataFrame:
-        rows = [row for one in self._counts(found, known) for row in self._curve(*one)]
+        rows = [
+            self._at_tau(variant, record, tau, right)
+            for variant, record, correct in self._counts(found, known)
+            for tau, right in zip(TAUS, correct, strict=True)
+        ]
         return pd.DataFrame(rows, columns=CURVE)
 
-    def _curve(
-        self, variant: str, record: RunRecord, correct: np.ndarray
-    ) -> Iterator[dict[str, Any]]:
+    def _at_tau(
+        self, variant: str, record: RunRecord, tau: float, correct: np.ndarray
+    ) -> dict[str, Any]:
         method = METHODS[record.spec.method]
-        name = self._labels(variant, record) | {"ours": method.ours}
-        for tau, right in zip(TAUS, correct, strict=True):
-            where = {"tau": tau, "as_trained": tau == float(method.balanced)}
-            yield name | where | self._accuracies(record, right)
+        about = {"ours": method.ours, "tau": tau, "as_trained": tau == float(method.balanced)}
+        return self._labels(variant, record) | about | self._accuracies(record, correct)
 
     def fitted(self, part: str) -> pd.DataFrame:
         """A row a run: the tau of ``fit_tau``, fitted to the test images' logits and class sizes
@@ -524,14 +530,8 @@ class Study:
         for variant, record in found:
             data = self._data_for(record, known)
             if fit := fitted_counts(self.store, record, data, self.parameters.device):
-                rows.append(self._fit(variant, record, *fit))
+                rows.append(self._at_tau(variant, record, *fit))
         return pd.DataFrame(rows, columns=FITTED)
-
-    def _fit(
-        self, variant: str, record: RunRecord, tau: float, correct: np.ndarray
-    ) -> dict[str, Any]:
-        about = {"ours": METHODS[record.spec.method].ours, "tau": tau}
-        return self._labels(variant, record) | about | self._accuracies(record, correct)
 
     def predictions(self, part: str) -> dict[str, np.ndarray]:
         """Class ids of the test images [N] at the last epoch, by run."""

@@ -275,6 +275,10 @@ SPECS = {
         "temperature = [1] of method 'kd': should be from 0.001 to 10000",
     ),
     "an argument that is no number": (TAUGHT | {"method_args": "{temperature: .nan}"}, "= nan of"),
+    "an argument of a method that has none": (
+        {"method_args": "{none: 1}"},
+        "unknown argument of method 'student': 'none'.",
+    ),
     "an argument that is no name": (TAUGHT | {"method_args": "{1: 1}"}, "unknown argument of"),
     "half a pixel": (
         {"method": "catkd", "teacher": "vgg13", "method_args": "{pool: 0.5}"},

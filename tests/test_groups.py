@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -69,6 +70,14 @@ def test_sequences_tensors_and_dtypes_agree() -> None:
         assert torch.equal(threshold_groups(other), threshold_groups(counts))
     for n in np.arange(1, 4):
         assert torch.equal(class_groups(counts, n), class_groups(counts, int(n)))
+
+
+def test_a_series_counts_in_label_order_or_is_refused() -> None:
+    labels = pd.Series([2, 2, 2, 0, 1, 1])
+    by_label = labels.value_counts().sort_index()
+    assert class_groups(by_label, 3).tolist() == [2, 1, 0]
+    with pytest.raises(ValueError, match=r"counts is a Series with index 2, .*in label order"):
+        class_groups(labels.value_counts())  # by frequency: the first is class 2
 
 
 @pytest.mark.parametrize("n", [0, -1, 4, 1.5, True])

@@ -83,7 +83,12 @@ def test_the_readmes_correction_runs():
     import torch
 
     whole, fitted = [block for block in readme_blocks("python") if "adjust_logits" in block]
-    names = {"student_logits": torch.tensor([[2.0, 1.0]]), "counts": [90, 10]}
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    names = {
+        "torch": torch,
+        "student_logits": torch.tensor([[2.0, 1.0]]),
+        "training_labels": labels,
+    }
     exec(whole, names)  # 2 - log 0.9 = 2.1 against 1 - log 0.1 = 3.3
     assert names["classes"].tolist() == [1]
     # Two images, four to one for either class, and one and a half times the prior.
@@ -92,6 +97,20 @@ def test_the_readmes_correction_runs():
     exec(fitted, names)
     assert names["tau"] == pytest.approx(1.5, abs=1e-5)
     assert names["classes"].tolist() == [0, 1]
+
+
+def test_the_readmes_rivals_are_what_they_are_called():
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    (rivals,) = [block for block in readme_blocks("python", "ltkd/losses") if "log_prior" in block]
+    counts, z = torch.tensor([90, 9, 1]), torch.randn(4, 3)
+    names = {"torch": torch, "student_logits": z, "teacher_logits": z + counts.log(),
+             "labels": torch.tensor([0, 1, 2, 2]), "counts": counts}  # fmt: skip
+    exec(rivals, names)
+    balanced = cross_entropy(z + counts.log(), names["labels"])
+    torch.testing.assert_close(names["balanced_softmax"], balanced)
+    assert names["adjusted_teacher"] < 1e-6  # the teacher less its prior is the student
 
 
 def test_the_readmes_student_loads(monkeypatch):

@@ -83,7 +83,8 @@ def accuracy_rows():
 
 def difference_rows():
     runs, adjusted = frames()
-    first = (("", "ltkd", "kd"), ("", "ltkd_removed", "ltkd"), ("", "student_removed", "ltkd"),
+    first = (("", "kd", "student"), ("", "kd_ce1", "student"), ("", "ltkd", "kd"),
+             ("", "ltkd_removed", "ltkd"), ("", "student_removed", "ltkd"),
              ("", "kd_ce1_removed", "kd_removed"))  # fmt: skip
     for asked in (first, claims.QUESTIONS, claims.AFTER):
         table = claims.questions(tables.joined(runs, adjusted), asked)
@@ -624,6 +625,8 @@ def held_out_rows():
         for tau in (1.25, 1.5) if schedule.startswith("240") else ():
             gaps = at("ltkd", chosen["ltkd"]) - at("kd_ce1", tau)
             yield over_seeds(schedule, f"{named['ltkd']} − {kd}, τ = {tau:g}", gaps)
+            gaps = at("kd_ce1", tau) - at("ltkd")
+            yield over_seeds(schedule, f"{kd}, τ = {tau:g} − LTKD as trained", gaps)
 
 
 STEPPED = (  # of each study: what its students are called in runs.csv
@@ -690,7 +693,9 @@ OWN_BEST = (
      ("Student alone", "KD", "LTKD", "KD, adjusted teacher", "Balanced softmax")),
     ("30 epochs", FIRST, "vgg8",
      ("Student alone", "KD", "LTKD", SHARP, "KD, adjusted teacher", ADJUSTED, "DKD", "DIST",
-      "ReviewKD", "Balanced softmax")),
+      "ReviewKD", "Balanced softmax", "Bal. softmax + KD (naive)",
+      "Bal. softmax + KD, adjusted teacher", "Bal. softmax + KD, biased space",
+      "Bal. softmax + LTKD")),
     ("30 epochs, second split", SECOND, "vgg8",
      ("KD", "LTKD", SHARP, ADJUSTED, "Balanced softmax")),
     ("30 epochs, third split", "cifar100_lt_split2", "vgg8",
@@ -732,7 +737,7 @@ def own_best_rows():
                 seeds, best = sorted(set(kd) & set(its)), at_best(its)
                 first, gap = (
                     tables.t_interval(its[seed][at] - kd[seed][at_best(kd)] for seed in seeds)
-                    for at in (4 * (name == "Balanced softmax"), best)
+                    for at in (4 * name.startswith("Bal"), best)  # as trained: tau 0 or 1
                 )
                 start = first.difference().split(" ")[0]
                 end = gap.difference() if name != PLAIN else "0"
@@ -760,7 +765,7 @@ def best_border_rows():
     for schedule, study, student, names in OWN_BEST:
         own, _ = by_class_and_tau(study, student)
         level = {one: {seed: each.mean(1) for seed, each in own[one].items()} for one in own}
-        for name in (one for one in names if "LTKD" in one or "adjusted" in one):
+        for name in (one for one in names if one.startswith(("LTKD", "KD, adjusted"))):
             at, k = at_best(level[name]), at_best(level[PLAIN])
             seeds = sorted(set(own[name]) & set(own[PLAIN]))
             gain = np.stack([own[name][seed][at] - own[PLAIN][seed][k] for seed in seeds])
@@ -1014,7 +1019,7 @@ FEWER = {
     border_rows: 20,
     factor_rows: 4,
     counted_rows: 13,
-    own_best_rows: 34,
+    own_best_rows: 38,
     span_rows: 6,
     best_border_rows: 13,
     elsewhere_rows: 18,

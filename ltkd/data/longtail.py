@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import canonical, data_root, many, sha256
-from ..groups import class_groups
+from ..groups import class_groups, whole_numbers
 from ..params import FILE_SETS, RECIPES, Images, nearest
 from . import folders
 from .sources import DataError, source, source_sha256
@@ -39,31 +40,38 @@ def long_tailed_counts(n_max: int, num_classes: int, gamma: float) -> Tensor:
     Returns a LongTensor [C]. gamma is the imbalance factor, largest over smallest class.
     Raises ValueError for gamma < 1 or infinite, n_max < 1 or fewer than two classes.
     """
-    if not 1 <= gamma < math.inf:
+    if not isinstance(gamma, Real) or not 1 <= gamma < math.inf:
         raise ValueError(
-            f"gamma = {gamma}: largest over smallest class, so it is finite and at least 1"
+            f"gamma = {gamma!r}: largest over smallest class, so it is finite and at least 1"
         )
     if n_max < 1 or num_classes < 2:
         raise ValueError(
             f"n_max = {n_max}, num_classes = {num_classes}: at least 1 image and 2 classes"
         )
     last = num_classes - 1
-    return torch.tensor([int(n_max * (1 / gamma) ** (c / last)) for c in range(num_classes)])
+    kept = [int(n_max * (1 / gamma) ** (c / last)) for c in range(num_classes)]
+    return torch.tensor(kept, device="cpu")
 
 
 def long_tailed_indices(
-    labels: np.ndarray | Sequence[int], counts: Tensor, split_seed: int, purpose: str = "split"
+    labels: np.ndarray | Sequence[int],
+    counts: Sequence[int] | Tensor,
+    split_seed: int,
+    purpose: str = "split",
 ) -> np.ndarray:
     """Which training images are kept, sorted: int64 [sum of counts], drawn without replacement.
 
     One seeded generator permutes each class whole, so that a smaller tail is a subset of a larger.
-    Raises ValueError where a class has fewer images than are asked of it, or a count is negative.
+    Raises ValueError where a class has fewer images than are asked of it, a label has no count, or
+    counts are not whole numbers >= 0.
     """
     draw, labels = stream(purpose, split_seed), np.asarray(labels)
-    kept = []
-    for c, count in enumerate(counts.tolist()):
+    kept, asked = [], whole_numbers("counts", counts).tolist()
+    if len(labels) and labels.max() >= len(asked):
+        raise ValueError(f"counts has {len(asked)} classes, but there is a label {labels.max()}")
+    for c, count in enumerate(asked):
         members = np.flatnonzero(labels == c)
-        if not 0 <= count <= len(members):
+        if count > len(members):
             raise ValueError(f"class {c} has {len(members)} images, but {count} are asked for")
         kept.append(draw.permutation(members)[:count])
     return np.sort(np.concatenate(kept))
@@ -230,8 +238,7 @@ def _load(
         smallest = np.bincount(labels, minlength=classes).min()
         if holdout >= smallest:
             raise DataError(f"holdout = {holdout}: the smallest class has only {smallest} images")
-        each = torch.full((classes,), holdout)
-        held = long_tailed_indices(labels, each, split_seed, "holdout")
+        held = long_tailed_indices(labels, [holdout] * classes, split_seed, "holdout")
         left, rest = labels.copy(), f", {holdout} images a class held out"
         left[held] = -1
         test, test_labels = pixels[held], labels[held]

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..files import data_root, sha256
+from ..params import DataError
 from .views import Crops, Views, standard_views
-
-
-class DataError(RuntimeError):
-    """A data set that is absent or damaged; the message names the folder and the mend."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class _Cifar:
     files: dict[str, str]  # torchvision's md5 sums
     names: tuple[str, str]  # the meta file and its key
     labels: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 _CIFAR = {
@@ -45,7 +44,8 @@ _CIFAR = {
         "cifar-100-python",
         {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
          "meta": "7973b15100ade9c7d40fb424638fde48"},
-        ("meta", "fine_label_names"), "fine_labels"),
+        ("meta", "fine_label_names"), "fine_labels",
+        (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "cifar10": _Cifar(
         "cifar-10-batches-py",
         {"data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -55,7 +55,8 @@ _CIFAR = {
          "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
          "test_batch": "40351d587109b95175f43aff81a1287e",
          "batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
-        ("batches.meta", "label_names"), "labels"),
+        ("batches.meta", "label_names"), "labels",
+        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }  # fmt: skip
 
 
@@ -114,9 +115,9 @@ def cifar(name: str, root: Path) -> Source:
     test = [file for file in about.files if file.startswith("test")]
     train = [file for file in about.files if file not in (*test, about.names[0])]
     names = list(_read(name, folder, about.names[0])[about.names[1]])
-    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     title = name.replace("cifar", "CIFAR-")
-    return Source(title, names, part(train), part(test), mean, std, standard_views(32))
+    both = part(train), part(test)
+    return Source(title, names, *both, about.mean, about.std, standard_views(32))
 
 
 def _check(name: str) -> None:

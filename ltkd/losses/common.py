@@ -1,6 +1,7 @@
 """What the losses share: argument checks, precision, and a KL that survives underflow."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -16,7 +17,7 @@ def number(name: str, value: float, *, positive: bool = False) -> float:
     """`value` as a float; ValueError unless it is finite and >= 0 (> 0 if `positive`)."""
     allowed = "a finite number > 0" if positive else "a finite number >= 0"
     try:
-        result = float(value)
+        result = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}") from None
     if not math.isfinite(result) or result < 0 or (positive and result == 0):
@@ -56,8 +57,13 @@ def floating(name: str, value: Tensor) -> Tensor:
 
 
 def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
-    """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish."""
-    ids, compressed = torch.unique(whole_numbers("groups", groups), return_inverse=True)
+    """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish; one
+    that is not below C, as a class's count would be, brings a warning."""
+    given = whole_numbers("groups", groups)
+    if (most := int(given.max())) >= len(given):
+        warnings.warn(f"groups has an id {most} for {len(given)} classes; where these are counts "
+                      "of images, class_groups(counts) is meant", stacklevel=3)  # fmt: skip
+    ids, compressed = torch.unique(given, return_inverse=True)
     return compressed, len(ids)
 
 

@@ -12,7 +12,7 @@ class DKDLoss(nn.Module):
 
     student_logits  [B, C], C >= 2
     teacher_logits  [B, C], detached
-    targets         [B] integer labels
+    targets         [B] integer labels, 0 to C - 1; there is no ignore_index
     returns         scalar, float32 or float64
 
     TCKD = KL of the pairs [p_target, 1 - p_target]; NCKD = KL over the other classes, renormalised:

@@ -1,6 +1,6 @@
 """Kim, Distilling Balanced Knowledge from a Biased Teacher (CVPR 2026): the LTKD loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ class LTKDLoss(nn.Module):
     the teacher's p_G divided by its sum over the batch and normalised again in each sample, so that
     all groups weigh about the same in the batch. `rebalance` False takes pT_G as it is. With a
     `process_group` the batch is the global one (one small all-gather a call, which all its ranks
-    must make). There is no official code to differ from.
+    must make, with a sample each). There is no official code to differ from.
     Raises ValueError, which names the argument, unless alpha, beta >= 0, temperature > 0, groups
     are whole numbers >= 0 and the two logits have one shape, with as many classes.
     """
@@ -49,11 +49,18 @@ class LTKDLoss(nn.Module):
     ) -> None:
         super().__init__()
         ids, self.n_groups = group_ids(groups)
+        self._ids = ids.tolist()
         self.register_buffer("groups", ids, persistent=False)
         self.alpha, self.beta = number("alpha", alpha), number("beta", beta)
         self.temperature = number("temperature", temperature, positive=True)
         self.rebalance = flag("rebalance", rebalance)
         self.process_group = process_group_or_none(process_group)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LTKDLoss":
+        """As any module's; but ``to_empty`` would leave ids that no state_dict brings back."""
+        super()._apply(fn, recurse)
+        self.groups = torch.tensor(self._ids, device=self.groups.device)
+        return self
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         t = self.temperature

@@ -83,7 +83,8 @@ def _behind(study: Study) -> bool:
     indexes = study.folder / "index.html", study.folder.parent / "index.html"
     if not all(path.exists() for path in indexes):
         return True
-    made = [p.stat().st_mtime_ns for p in study.folder.glob("reports/*.manifest.json")]
+    told = *study.folder.glob("reports/*.manifest.json"), *study.folder.parent.glob("FINDINGS.md")
+    made = [path.stat().st_mtime_ns for path in told]
     times = [max(made, default=0), *(path.stat().st_mtime_ns for path in indexes)]
     return times != sorted(times)
 
@@ -123,7 +124,7 @@ def _index(study: Study, notebooks: Sequence[Path]) -> None:
         f"{many(p.seeds, 'seed')}, {many(p.methods, 'method')}. " + _beside([*own.values()])
     )
     if len(more := study.others()):
-        intro += f" Beside the pages runs.csv has {many(more, 'finished run')} more, with no part."
+        intro += f" Beside the pages runs.csv has {many(more, 'run')} more, of other parameters."
     good = {path.stem: fresh(study, path.stem) for path in notebooks}
     page.write_index(
         study.folder, title=f"{data.title}: {study.name}", intro=intro, problems=study.missing(),
@@ -138,7 +139,8 @@ def _beside(own: Sequence[bool]) -> str:
         return ""
     if not any(own):
         return (
-            "This is not the paper's setting: its numbers stand for orientation, never subtracted."
+            "This is not the paper's setting: the paper's numbers stand beside ours for "
+            "orientation, never subtracted."
         )
     which = "This is" if all(own) else f"{sum(own)} of its {len(own)} settings are"
     return (

@@ -122,18 +122,18 @@ def _comparisons(
 
 
 def tested(tests: Iterable[Comparison]) -> pd.DataFrame:
-    """A row a test: claim, comparison, points (and interval), n, verdict."""
+    """A row a test: claim, comparison, verdict, points (and interval), n."""
     rows = []
     for test in tests:
         result = verdict(test.gap, test.margin) if test.gap.n else NOT_TESTED
         n = many(test.gap.n, test.unit) if test.gap.n else "—"
-        rows.append({"claim": test.claim, "comparison": test.text,
-                     "points": test.gap.difference(), "n": n, "verdict": result})  # fmt: skip
-    return pd.DataFrame(rows, columns=["claim", "comparison", "points", "n", "verdict"])
+        rows.append({"claim": test.claim, "comparison": test.text, "verdict": result,
+                     "points": test.gap.difference(), "n": n})  # fmt: skip
+    return pd.DataFrame(rows, columns=["claim", "comparison", "verdict", "points", "n"])
 
 
 def claims(study: Any) -> pd.DataFrame:
-    """Every test of every claim: setting, claim, comparison, points (and interval), n, verdict."""
+    """Every test of every claim: setting, claim, comparison, verdict, points (and interval), n."""
     parts = ("distillation", "ablations", "group_count")
     found = {part: dict(tables.settings(study, part)) for part in parts}
     none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *tables.METRICS])
@@ -169,11 +169,11 @@ def questions(
     rows = {}
     for text, better, worse in asked:
         gaps = paired(runs, worse)
-        found = {m: interval_of(gaps, method=better, metric=m) for m in ("tail", "head", "all")}
+        found = {m: interval_of(gaps, method=better, metric=m) for m in ("all", "tail", "head")}
         shown = {metric: gap.difference() for metric, gap in found.items()}
         side = found["tail"].side if found["tail"].n else NOT_TESTED
         name = f"{marked(LABELS[better])} − {marked(LABELS[worse])}"
-        rows[name] = {"question": text, **shown, "n": found["tail"].n, "on the tail": side}
+        rows[name] = {**shown, "on the tail": side, "n": found["tail"].n, "question": text}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -210,16 +210,18 @@ def ablation_pattern(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(setting: Setting, runs: pd.DataFrame) -> Markdown:
-    """The study in one sentence: LTKD against KD and against the simplest corrections."""
+    """The study in one sentence: LTKD against KD and against the simplest corrections, and both
+    corrected."""
     parts, seeds = [], set()
-    for worse in ("kd", "kd_adjusted", "balanced_softmax", "kd_ce1_removed"):
+    rivals = ("kd", "kd_adjusted", "balanced_softmax", "kd_ce1_removed")
+    for better, worse in [*(("ltkd", rival) for rival in rivals), ("ltkd_removed", rivals[-1])]:
         gaps = paired(runs, worse)
-        tail, whole = (interval_of(gaps, method="ltkd", metric=m) for m in ("tail", "all"))
+        tail, whole = (interval_of(gaps, method=better, metric=m) for m in ("tail", "all"))
         if tail.n:
             seeds.add(tail.n)
             parts.append(
-                f"**{minus('LTKD', LABELS[worse])}** is {tail.difference()} points on the tail "
-                f"({tail.side}) and {whole.difference()} overall ({whole.side})"
+                f"**{minus(LABELS[better], LABELS[worse])}** is {tail.difference()} points on the "
+                f"tail ({tail.side}) and {whole.difference()} overall ({whole.side})"
             )
     if not parts:
         return Markdown(f"{setting.title}: LTKD or its references are not among the runs.")

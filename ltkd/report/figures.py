@@ -84,6 +84,11 @@ def _panels(
     return figure, panels
 
 
+def _ink(colour: Any) -> Any:
+    """The colour dark enough for text on white."""
+    return sns.set_hls_values(colour, l=0.3)
+
+
 def _note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=9, color="0.35")
 
@@ -91,7 +96,7 @@ def _note(figure: Figure, text: str) -> None:
 def _name(
     axes: Axes, text: str, at: tuple[Any, Any], colour: str, shift: Any = (0, 0), **how: Any
 ) -> None:
-    how = {"fontsize": 9, "fontweight": "bold", "color": colour, **how}
+    how = {"fontsize": 9, "fontweight": "bold", "color": _ink(colour), **how}
     axes.annotate(text, at, shift, textcoords="offset points", **how)
 
 
@@ -129,8 +134,8 @@ def _end_labels(
         "relpos": (0, 0.5),
     }
     for (x, y, text, colour), place in zip(points, moved, strict=True):
-        axes.annotate(text, (x, y), (1.03, (place - low) / (high - low)), va="center", color=colour,
-                      textcoords="axes fraction", fontsize=9, annotation_clip=False,
+        axes.annotate(text, (x, y), (1.03, (place - low) / (high - low)), va="center", fontsize=9,
+                      textcoords="axes fraction", color=_ink(colour), annotation_clip=False,
                       arrowprops={**line, "color": colour})  # fmt: skip
 
 
@@ -206,9 +211,10 @@ def teacher_mass(mass: pd.DataFrame) -> Figure:
             bars = [mean - low, high - mean]
             axes.errorbar(stages, mean, yerr=bars, fmt=f"{marker}-", color=colour)
             if batch == batches[-1]:
-                _name(axes, group, (0, mean[0]), colour, (8, 5))
+                _name(axes, group, (0, mean[0]), colour, (-7, 0), ha="right", va="center")
         axes.set_title(f"{batch} batch")
-        axes.set_xlim(-0.35, len(stages) - 0.6)
+        axes.set_xlim(-1.15 if batch == batches[-1] else -0.35, len(stages) - 0.6)
+        axes.tick_params(axis="x", labelsize=8)
     panels[0].set(ylabel="share of the batch, %", ylim=(0, 1.05 * panels[0].get_ylim()[1]))
     _note(figure, "bars: middle 95 % of batches; dotted: equal shares")
     return figure
@@ -486,11 +492,12 @@ def trade_off(summary: pd.DataFrame, title: str = "") -> Figure:
             axes.plot(*course, ":", color=colour, lw=1.1, zorder=1)
             axes.plot(right, up, "x", color=colour, ms=6, mew=1.8, zorder=5)
             crosses = "\ncross: the same students, prior removed"
-            if method == PLAIN:  # of which the text speaks
-                ends.append((right, up, LABELS[f"{PLAIN}_removed"], colour))
+            if method in (PLAIN, "ltkd"):  # of which the text speaks
+                ends.append((right, up, str(to["label"].iloc[0]), colour))
         face = "white" if part["ours"].any() else colour
         how: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "lw": 0.9, "mew": 1.4}
-        axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how)
+        zorder = 6 if method == "ltkd" else 4  # it may stand where a hollow mark does
+        axes.errorbar(x["mean"], y["mean"], xerr=_ends(x), yerr=_ends(y), **how, zorder=zorder)
         ends.append((x["mean"].iloc[0], y["mean"].iloc[0], str(x["label"].iloc[0]), colour))
     axes.set(xlabel="all classes, %", ylabel="tail classes, %")
     axes.set_title(title, loc="left")

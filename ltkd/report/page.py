@@ -42,13 +42,16 @@ def show(figure: "Figure", alt: str, name: str, data: "pd.DataFrame | None" = No
 
     The same figure gives the same bytes. The output is one bundle: the picture, ``data`` as
     text/csv, ``alt`` as text/plain; metadata {"image/svg+xml": {"alt", "name"}}. ``name`` is
-    the file name that the data download as.
+    the file name that the data download as. Data without rows give a line of text in its place.
     """
-    from IPython.display import display
+    from IPython.display import Markdown, display
 
     if not alt.strip():
         raise ValueError(f"alt = {alt!r}: say in a sentence what the figure shows")
 
+    if data is not None and data.empty:
+        display(Markdown("*Nothing to draw: not part of this study.*"))
+        return
     meta: dict[str, Any] = {"alt": alt, "name": name}
     mime, picture = "image/svg+xml", svg(figure)
     if len(picture) > SVG_LIMIT:
@@ -231,7 +234,10 @@ def write_index(
 
 
 def write_studies_index(outputs: Path) -> None:
-    """Write <outputs>/index.html: the studies that have an index, each with its first sentence."""
+    """Write <outputs>/index.html: the studies that have an index, each with its first sentence.
+
+    Above them the answer, the first section of <outputs>/FINDINGS.md, where there is one.
+    """
     from bs4 import BeautifulSoup
 
     from .markup import Renderer, page
@@ -248,8 +254,14 @@ def write_studies_index(outputs: Path) -> None:
         status = "done" if done == len(states) > 0 else "missing"
         about = {"title": h1.get_text(), "question": text.get_text() if text else ""}
         found.append(about | {"status": status, "note": note, "link": link})
-    title = "Distillation from long-tailed teachers"
-    text = page(Renderer(), "study", title=title, contents="Studies", cards=found)
+    title, renderer, intro = "Distillation from long-tailed teachers", Renderer(), ""
+    texts = [path.name for path in sorted(outputs.glob("*.md"), reverse=True)]
+    if "FINDINGS.md" in texts:
+        findings = (outputs / "FINDINGS.md").read_text(encoding="utf-8")
+        intro = renderer.markdown(findings.split("\n## ")[1].partition("\n")[2])
+    text = page(
+        renderer, "study", title=title, contents="Studies", cards=found, intro=intro,
+        links=[(name, name) for name in texts])  # fmt: skip
     write_atomic(outputs / "index.html", text)
 
 

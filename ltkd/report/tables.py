@@ -241,19 +241,26 @@ def as_stated(runs: pd.DataFrame, adjusted: pd.DataFrame) -> dict[str, pd.DataFr
     return {"": runs} | ({REMOVED: after} if len(after) == len(runs) else {})
 
 
+def predicted(
+    runs: pd.DataFrame, adjusted: pd.DataFrame, m: int
+) -> Iterator[tuple[str, str, Interval]]:
+    """``prediction`` for the mean of m new seeds of a row, overall and on the tail: how and what
+    of ``as_stated``, metric, interval."""
+    for how, part in as_stated(runs, adjusted).items():
+        for metric in ("all", "tail"):
+            yield how, metric, prediction(part[metric], m)
+
+
 def to_reproduce(runs: pd.DataFrame, adjusted: pd.DataFrame) -> pd.DataFrame:
-    """Where a row's mean should fall when its seeds are run again elsewhere, overall and on the
-    tail: ``as_stated``."""
+    """Where a row's mean should fall when its seeds are run again elsewhere."""
     cells: dict[str, dict[str, str]] = {}
     for method, rows in runs.groupby("method", sort=False):
         cells[str(method)] = {}
-        for how, part in as_stated(rows, adjusted).items():
-            for metric in ("all", "tail"):
-                gap = prediction(part[metric], len(part))
-                text = "one seed: no interval" if len(part) == 1 else "seeds equal: no interval"
-                if gap.has_width:
-                    text = f"{_shown(gap.low, 1)} to {_shown(gap.high, 1)}"
-                cells[str(method)][metric + how] = text
+        for how, metric, gap in predicted(rows, adjusted, len(rows)):
+            text = "one seed: no interval" if len(rows) == 1 else "seeds equal: no interval"
+            if gap.has_width:
+                text = f"{_shown(gap.low, 1)} to {_shown(gap.high, 1)}"
+            cells[str(method)][metric + how] = text
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("row").fillna("—")
 
 

@@ -43,7 +43,7 @@ def test_counts_equal_the_reported_ones(n_max, classes, gamma):
     assert int(counts[-1]) in (int(n_max / gamma), int(n_max / gamma) - 1)  # int() of a float power
 
 
-@pytest.mark.parametrize("gamma", [0.5, 0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("gamma", [0.5, 0.0, -1.0, float("nan"), float("inf"), "100"])
 def test_gamma_below_one_or_without_an_end_is_refused(gamma):
     with pytest.raises(ValueError, match="at least 1"):
         long_tailed_counts(500, 100, gamma)
@@ -60,6 +60,17 @@ def test_the_cut_is_seeded_without_replacement_and_nested():
     assert (kept == long_tailed_indices(labels.tolist(), counts, 0)).all()
     smaller = long_tailed_indices(labels, torch.tensor([40, 10, 4, 2, 1]), 0)
     assert set(smaller) <= set(kept)
+
+
+def test_the_cut_takes_any_counts_and_refuses_labels_without_one():
+    labels = np.tile(np.arange(5), 40)
+    assert len(long_tailed_indices(labels, [40, 20, 10, 5, 1], 0)) == 76
+    with torch.device("meta"):  # torch's default device does not matter
+        assert long_tailed_counts(10, 2, 5).tolist() == [10, 2]
+    with pytest.raises(ValueError, match="counts has 4 classes, but there is a label 4"):
+        long_tailed_indices(labels, [40, 20, 10, 5], 0)
+    with pytest.raises(ValueError, match=r"counts is torch\.float32"):
+        long_tailed_indices(labels, [40.0] * 5, 0)
 
 
 def test_a_class_with_too_few_images_is_named():

@@ -347,7 +347,7 @@ def test_dkd_checks_its_targets(labels: Tensor, message: str) -> None:
     ],
 )
 def test_hyperparameters_are_checked(make, names: tuple[str, ...]) -> None:
-    for bad in (float("nan"), float("inf"), -1.0, "x", None):
+    for bad in (float("nan"), float("inf"), -1.0, "x", "4", True, None):
         for name in (*names, "temperature"):
             with pytest.raises(ValueError, match=f"{name} is {bad!r}; it must be a finite number"):
                 make(**{name: bad})

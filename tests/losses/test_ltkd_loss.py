@@ -113,7 +113,12 @@ def test_permuting_classes_with_their_groups_changes_nothing() -> None:
 def test_ids_without_a_class_are_ignored() -> None:
     student, teacher = logits(6, 4)
     assert LTKDLoss([0, 0, 2, 2])(student, teacher) == LTKDLoss([0, 0, 1, 1])(student, teacher)
-    assert LTKDLoss([5, 5, 9, 9]).n_groups == 2
+    assert LTKDLoss([1, 1, 3, 3]).n_groups == 2
+
+
+def test_counts_in_the_place_of_groups_bring_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"an id 9 for 4 classes.*class_groups\(counts\)"):
+        assert LTKDLoss([9, 9, 5, 5]).n_groups == 2
 
 
 def test_rebalanced_target() -> None:
@@ -165,6 +170,15 @@ def test_groups_are_a_buffer() -> None:
     criterion = LTKDLoss([0, 1, 1], alpha=0.5)
     assert dict(criterion.named_buffers())["groups"].tolist() == [0, 1, 1]
     assert "classes=3, n_groups=2, alpha=0.5" in repr(criterion)
+    assert not criterion.state_dict()
+
+
+def test_groups_outlive_a_network_that_is_built_without_storage() -> None:
+    student, teacher = logits(6, 3)
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(2, 3), LTKDLoss([0, 1, 1]))
+    criterion = module.to("meta").to_empty(device="cpu")[1]
+    assert criterion(student, teacher) == LTKDLoss([0, 1, 1])(student, teacher)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import nbformat
 import pytest
 from cells import parameters_cell
 
+from ltkd.params import StudyParameters
+from ltkd.study import _assigned
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ["00_data", "01_decomposition", "02_teachers", "03_distillation", "04_ablations",
          "05_group_count", "06_summary", "07_prior_removed", "explore"]  # fmt: skip
@@ -41,6 +44,8 @@ def test_notebook(name):
         assert len(cell.source.splitlines()) <= 15, cell.source
         kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source)))
+        # A parameter keeps its value, so that the study's cell can be run again.
+        assert not _assigned(cell.source) & StudyParameters.model_fields.keys()
     levels = [len(m) for cell in text for m in re.findall(r"^(#+) ", cell.source, re.M)]
     assert levels.count(1) == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))

@@ -390,13 +390,24 @@ def test_index_of_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "half").mkdir()  # a study without an index is none yet
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "index.html").write_text("<div id='root'></div>")  # nor is this one
+    (tmp_path / "FINDINGS.md").write_text(
+        "# Findings\n\nTwo pages.\n\n## The answer\n\n**Yes.**\n\n## More\n"
+    )
     page.write_studies_index(tmp_path)
     soup = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
+    assert soup.main.strong.get_text() == "Yes."
+    assert "More" not in soup.main.get_text()
+    assert soup.footer.a["href"] == "FINDINGS.md"
     (card,) = soup.select(".card")
     assert card.a["href"] == "study/index.html"
     assert card.h3.get_text() == "A & B"
     assert card.p.get_text() == "Up by 2.1 points."
     assert card.select_one(".status").get_text().strip() == "1 of 3 notebooks"
+
+
+def test_a_figure_of_nothing_is_a_line_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    page.show(Figure(), alt="Nothing.", name="none", data=pd.DataFrame(columns=["a"]))
+    assert "Markdown" in capsys.readouterr().out
 
 
 def test_each_machine_is_named_once() -> None:

@@ -522,7 +522,7 @@ def test_the_margin_is_the_papers_largest_change():
 
 def test_a_study_without_students_has_no_tests():
     study = type("S", (), {"results": lambda self, part: pd.DataFrame()})()
-    columns = ["setting", "claim", "comparison", "points", "n", "verdict"]
+    columns = ["setting", "claim", "comparison", "verdict", "points", "n"]
     tests = claims.claims(study)
     assert (list(tests.columns), len(tests)) == (columns, 0)
 
