@@ -20,6 +20,7 @@ _KD1: Args = {"ce_weight": 1.0, "kd_weight": 1.0, "temperature": 4.0}
 class Method:
     """One way to train a student.
 
+    name       in parameter files and records; label: in tables; reference: where it is from
     loss       the distillation term, None for a student without a teacher
     args       its arguments and outer weights, with the field's defaults
     balanced   the label's loss is CE(z + log n): balanced softmax (Ren 2020), the same loss as

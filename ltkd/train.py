@@ -199,7 +199,12 @@ class CudaGraphStep:
 class Trainer:
     """Trains one spec to the end, or to a stop that leaves a checkpoint.
 
+    objective       the student's loss, with the parameters that some losses have
+    teacher         its answers; None for a student without one
+    feed            the training images, on the device that trains
+    checkpoint      the file that it goes on from, and that it leaves when it is stopped
     teacher_sha256  of the teacher's file: from another teacher's checkpoint none goes on
+    Raises DamagedCheckpoint where that file is there and is not a whole one of this run.
     """
 
     def __init__(
