@@ -57,11 +57,12 @@ def whole_numbers(name: str, values: Sequence[int] | Tensor) -> Tensor:
     ``value_counts()``, sorted by frequency, is not.
     """
     if hasattr(values, "to_numpy"):
-        index = list(getattr(values, "index", range(len(values))))
-        if index != list(range(len(index))):
+        index = getattr(values, "index", None)
+        labels = range(len(values)) if index is None or callable(index) else list(index)
+        if wrong := [label for k, label in enumerate(labels) if label != k]:
             raise ValueError(
-                f"{name} is a {type(values).__name__} with index {index[0]!r}, ...; it must be in "
-                "label order, its index 0 to C - 1"
+                f"{name} is a {type(values).__name__} with label {wrong[0]!r} out of its place; "
+                "it must be in label order, its index 0 to C - 1"
             )
         values = values.to_numpy().tolist()
     try:  # on the processor, whatever torch's default device is: a meta tensor has no values

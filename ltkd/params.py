@@ -133,7 +133,7 @@ def method_args(
     defaults = METHODS[method].defaults(*pair)
     for name, value in given.items():
         if name not in defaults:
-            allowed = nearest(name, defaults or ["none"])
+            allowed = nearest(name, defaults) if defaults else " It takes none."
             raise ValueError(f"unknown argument of method {method!r}: {name!r}.{allowed}")
         if isinstance(defaults[name], bool) != isinstance(value, bool):
             raise ValueError(

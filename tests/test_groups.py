@@ -76,7 +76,7 @@ def test_a_series_counts_in_label_order_or_is_refused() -> None:
     labels = pd.Series([2, 2, 2, 0, 1, 1])
     by_label = labels.value_counts().sort_index()
     assert class_groups(by_label, 3).tolist() == [2, 1, 0]
-    with pytest.raises(ValueError, match=r"counts is a Series with index 2, .*in label order"):
+    with pytest.raises(ValueError, match=r"counts is a Series with label 2 out of .*label order"):
         class_groups(labels.value_counts())  # by frequency: the first is class 2
 
 

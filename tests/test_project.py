@@ -113,6 +113,15 @@ def test_the_readmes_rivals_are_what_they_are_called():
     assert names["adjusted_teacher"] < 1e-6  # the teacher less its prior is the student
 
 
+def test_the_index_of_all_studies_has_the_answer():
+    from bs4 import BeautifulSoup
+
+    first = (ROOT / "outputs/FINDINGS.md").read_text().split("\n## ")[1].partition("\n")[2]
+    page = BeautifulSoup((ROOT / "outputs/index.html").read_text(), "html.parser").main.get_text()
+    bare = [re.sub(r"[\W_]+", "", text) for text in (first, page)]
+    assert bare[0] in bare[1]
+
+
 def test_the_readmes_student_loads(monkeypatch):
     import torch
 

@@ -58,9 +58,9 @@ def floating(name: str, value: Tensor) -> Tensor:
 
 def group_ids(groups: Sequence[int] | Tensor) -> tuple[Tensor, int]:
     """[C] ids -> the same partition with ids 0..n-1, and n. Ids that own no class vanish; one
-    that is not below C, as a class's count would be, brings a warning."""
+    as large as a class's count, not below C nor one of three, brings a warning."""
     given = whole_numbers("groups", groups)
-    if (most := int(given.max())) >= len(given):
+    if (most := int(given.max())) >= max(3, len(given)):
         warnings.warn(f"groups has an id {most} for {len(given)} classes; where these are counts "
                       "of images, class_groups(counts) is meant", stacklevel=3)  # fmt: skip
     ids, compressed = torch.unique(given, return_inverse=True)

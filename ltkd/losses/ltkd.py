@@ -59,7 +59,8 @@ class LTKDLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LTKDLoss":
         """As any module's; but ``to_empty`` would leave ids that no state_dict brings back."""
         super()._apply(fn, recurse)
-        self.groups = torch.tensor(self._ids, device=self.groups.device)
+        if not self.groups.is_meta and self.groups.tolist() != self._ids:
+            self.groups = torch.tensor(self._ids, device=self.groups.device)
         return self
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     with full_precision(student):
         student, teacher = raised(student, teacher)
-        if teacher.is_inference():  # of inference_mode, which autograd cannot save
+        # Autograd cannot save what inference_mode made, nor dynamo ask for it.
+        if not torch.compiler.is_compiling() and teacher.is_inference():
             teacher = teacher.clone()
         loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
         for size in (side for side in (4, 2, 1) if side < student.shape[-2]):

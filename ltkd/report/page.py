@@ -258,7 +258,8 @@ def write_studies_index(outputs: Path) -> None:
     texts = [path.name for path in sorted(outputs.glob("*.md"), reverse=True)]
     if "FINDINGS.md" in texts:
         findings = (outputs / "FINDINGS.md").read_text(encoding="utf-8")
-        intro = renderer.markdown(findings.split("\n## ")[1].partition("\n")[2])
+        first = findings.partition("\n## ")[2].partition("\n## ")[0]
+        intro = renderer.markdown(first.partition("\n")[2])
     text = page(
         renderer, "study", title=title, contents="Studies", cards=found, intro=intro,
         links=[(name, name) for name in texts])  # fmt: skip

@@ -218,6 +218,12 @@ def test_errors() -> None:
     assert criterion.eval()(*one).isfinite()
 
 
+def test_one_graph_when_compiled() -> None:
+    student, teacher = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(hierarchical_context_loss, fullgraph=True, backend="eager")
+    assert compiled(student, teacher) == hierarchical_context_loss(student, teacher)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
     ("side", "size"), [(32, 4), (8, 2), (4, 2), (7, 4), (3, 2), (8, 1), (4, 4)]
