@@ -374,7 +374,7 @@ def _reproduce(given: argparse.Namespace) -> int:
             f"{given.row}: no row of {study.name}.{nearest(given.row, study.parameters.methods)}"
         )
     from .pool import with_teachers
-    from .report.tables import as_stated, predicted
+    from .report.curves import as_stated, predicted
     from .study import Study
 
     specs, stated = study.row_of(given.row)

@@ -16,7 +16,7 @@ from ltkd import Study, adjust_logits, files, fit_tau
 from ltkd.methods import METHODS
 from ltkd.objective import build
 from ltkd.prior import TAUS, adjusted_counts, fitted_counts, known_or_kept
-from ltkd.report import tables
+from ltkd.report import curves
 
 CPU = torch.device("cpu")
 SMALL = {"methods": ["student", "kd", "balanced_softmax", "balanced_softmax_kd_biased"],
@@ -295,22 +295,22 @@ def test_exact_logits_want_one_less_s_off_whatever_the_test_classes():
     kind, labels = np.nonzero(seen)
     times = seen[kind, labels]
     logits = (np.log(seen) + log_pi)[kind].repeat(times, axis=0)
-    found = tables.fitted_elsewhere(logits, labels.repeat(times), counts)
+    found = curves.fitted_elsewhere(logits, labels.repeat(times), counts)
     assert found.index.tolist() == ["s = 1", "s = 0.5", "s = −0.5"]
     assert found["images"].tolist() == ["666", "850", "850"]
     for s, (tau, spread) in zip((1, 0.5, -0.5), found["τ"].str.split(" ± "), strict=True):
         assert float(tau.replace("−", "-")) == pytest.approx(1 - s, abs=0.05)
         assert float(spread) < 0.05
-    assert tables.fitted_elsewhere(logits, labels.repeat(times), [5, 5, 5]).empty
-    few = tables.fitted_elsewhere(logits, labels.repeat(times), [5000, 50, 5])
+    assert curves.fitted_elsewhere(logits, labels.repeat(times), [5, 5, 5]).empty
+    few = curves.fitted_elsewhere(logits, labels.repeat(times), [5000, 50, 5])
     assert few.index.tolist() == ["s = 0.5", "s = −0.5"]  # of 600 images 0.6 in a thousand
-    assert tables.fitted_elsewhere(logits[:400], np.zeros(400, int), counts).empty
+    assert curves.fitted_elsewhere(logits[:400], np.zeros(400, int), counts).empty
 
 
 def test_accuracies_for_other_test_classes_by_hand():
     # All images alike: the odds become the classes' own, and the more frequent class the answer.
     logits, labels, counts = np.tile([0.0, 0.1], (200, 1)), np.repeat([0, 1], 100), [90, 10]
-    found = tables.fitted_elsewhere(logits, labels, counts)
+    found = curves.fitted_elsewhere(logits, labels, counts)
     expected = {
         "s = 1": ("111", "−1.05 ± 0.00", "90.1", "+80.2", "+80.2", "+80.2, τ 0"),
         "s = 0.5": ("133", "−0.55 ± 0.00", "75.2", "+50.4", "+50.4", "+50.4, τ 0"),

@@ -18,7 +18,8 @@ from ltkd import Study, cli, files, load_model, params
 from ltkd.files import sealed, unsealed
 from ltkd.methods import METHODS
 from ltkd.prior import TAUS
-from ltkd.report import build, tables
+from ltkd.report import build, curves
+from ltkd.report.intervals import Interval
 from ltkd.runs import identity
 
 SPEC = """dataset: digits
@@ -522,13 +523,13 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(
     def about(values, m):
         stated.append((list(values), m))
         mean = values.mean()
-        return tables.Interval(mean, mean - 1, mean + 1, len(values))
+        return Interval(mean, mean - 1, mean + 1, len(values))
 
-    monkeypatch.setattr(tables, "prediction", about)
+    monkeypatch.setattr(curves, "prediction", about)
     assert cli.main(again) == 0
     said = capsys.readouterr().out.splitlines()
     rows = study.results("distillation")
-    after = tables.prior_removed(study.adjusted("distillation"))
+    after = curves.prior_removed(study.adjusted("distillation"))
     each = [(how, frame, metric) for how, frame in (("", rows), (", prior removed", after))
             for metric in ("all", "tail")]  # fmt: skip
     assert stated == [(list(frame[metric]), 2) for _, frame, metric in each]
@@ -546,7 +547,7 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(
     assert cli.main(again) == 0  # of the study's row nothing is known after training
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2
     assert len(list((tmp_path / "reproduced" / "tiny" / "runs").iterdir())) == 3
-    monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(99, 98, 100, 2))
+    monkeypatch.setattr(curves, "prediction", lambda values, m: Interval(99, 98, 100, 2))
     assert cli.main(again) == 1
     said = capsys.readouterr().out
     assert "expected 98.00 to 100.00: OUTSIDE" in said
@@ -560,7 +561,7 @@ def test_a_row_is_made_anew_and_held_against_its_prediction_interval(
     assert cli.main(again) == 1
     assert capsys.readouterr().err.count("failed: the loss is nan") == 2
     shutil.rmtree(tmp_path / "reproduced")
-    monkeypatch.setattr(tables, "prediction", lambda values, m: tables.Interval(7, n=2))
+    monkeypatch.setattr(curves, "prediction", lambda values, m: Interval(7, n=2))
     assert cli.main(again) == 0
     assert "7.00 % for every seed, so no interval is stated" in capsys.readouterr().out
     assert cli.main(["reproduce", str(path), "kdd", "--outputs", str(tmp_path)]) == 2

@@ -18,7 +18,8 @@ from scipy import stats
 from ltkd.data import load
 from ltkd.methods import METHODS
 from ltkd.params import network_label
-from ltkd.report import claims, paper, tables
+from ltkd.report import bias, claims, curves, paper, tables
+from ltkd.report.intervals import METRICS, Interval, t_interval
 
 ROOT = Path(__file__).parent.parent
 FIRST = "cifar100_lt_short"
@@ -64,19 +65,19 @@ def frames(part="distillation", study=FIRST, curves="07_prior_removed.frontier-*
 def accuracy_rows():
     (teacher, _), (runs, adjusted) = frames("teachers"), frames()
     after = adjusted[adjusted["tau"] == 1]
-    cells = [f"{teacher[m].item():.1f}" for m in tables.METRICS]
+    cells = [f"{teacher[m].item():.1f}" for m in METRICS]
     one = after[after["method"] == "teacher"]
     cells += [f"{one[m].item():.1f}" for m in ("all", "head", "tail")]
     yield f"| teacher VGG13 (one) | {' | '.join(cells)} |"
     for method, part in runs.groupby("method", sort=False):
-        cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+        cells = [t_interval(part[m]).plus_minus() for m in METRICS]
         one = after[after["method"] == method]
         if one.empty:
             cells += ["network not kept", "", ""]
         elif one["as_trained"].any():
             cells += ["as trained", "", ""]
         else:
-            cells += [tables.t_interval(one[m]).plus_minus() for m in ("all", "head", "tail")]
+            cells += [t_interval(one[m]).plus_minus() for m in ("all", "head", "tail")]
         text = " | ".join(cells).replace(" (3)", "")
         yield f"| {tables.marked(part['label'].iloc[0])} | {text} |".replace("  ", " ")
 
@@ -87,19 +88,19 @@ def difference_rows():
              ("", "ltkd_removed", "ltkd"), ("", "student_removed", "ltkd"),
              ("", "kd_ce1_removed", "kd_removed"))  # fmt: skip
     for asked in (first, claims.QUESTIONS, claims.AFTER):
-        table = claims.questions(tables.joined(runs, adjusted), asked)
+        table = claims.questions(curves.joined(runs, adjusted), asked)
         for name, row in table[table["n"] > 0].iterrows():
             yield f"| {name} | {row['all']} | {row['head']} | {row['tail']} |"
 
 
 def gap_cells(part):
     """One curve's differences at an equal head accuracy."""
-    found = {row["metric"]: tables.Interval.of(row) for row in part.to_dict("records")}
+    found = {row["metric"]: Interval.of(row) for row in part.to_dict("records")}
     return " | ".join(found[m].difference() for m in ("all", "medium", "tail"))
 
 
 def height_rows():
-    gaps = tables.at_equal_head(frames()[1])
+    gaps = curves.at_equal_head(frames()[1])
     for _, part in gaps.groupby("method", sort=False):
         yield f"| {tables.marked(part['label'].iloc[0])} | {gap_cells(part)} |"
 
@@ -153,7 +154,7 @@ def teacher_rows():
     for pair in FULL:
         runs = full(pair)[0]
         for _, row in runs[runs["method"] == "teacher"].iterrows():
-            yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in tables.METRICS)} |"
+            yield f"| {row['network']} | {' | '.join(f'{row[m]:.2f}' for m in METRICS)} |"
 
 
 FULL_STEPS = {
@@ -185,7 +186,7 @@ def full_accuracy_rows(pair=RESNET):
     for method in ("teacher", *FULL[pair]):
         part = runs[runs["method"] == method]
         one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
-        cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+        cells = [t_interval(part[m]).plus_minus() for m in METRICS]
         for metric in ("all", "tail"):
             found = reported[(reported["cell"] == method) & (reported["metric"] == metric)]
             mean = part[metric].mean()
@@ -193,7 +194,7 @@ def full_accuracy_rows(pair=RESNET):
         if one["as_trained"].any():
             cells += ["as trained", "", "", ""]
         else:
-            cells += [tables.t_interval(one[m]).plus_minus() for m in tables.METRICS]
+            cells += [t_interval(one[m]).plus_minus() for m in METRICS]
         text = " | ".join(cells).replace(" (3)", "").replace("(-", "(−")
         label, network = part[["label", "network"]].iloc[0]
         name = f"Teacher {network}" if method == "teacher" else label
@@ -201,10 +202,10 @@ def full_accuracy_rows(pair=RESNET):
 
 
 def students(runs, adjusted):
-    return tables.joined(runs[runs["method"] != "teacher"], adjusted)
+    return curves.joined(runs[runs["method"] != "teacher"], adjusted)
 
 
-def step(whole, better, worse, by="method", metrics=tables.METRICS):
+def step(whole, better, worse, by="method", metrics=METRICS):
     """A difference's name, its cells, and how many seeds stand behind them."""
     gaps = tables.paired(whole, worse, by)
     found = [tables.interval_of(gaps, metric=m, **{by: better}) for m in metrics]
@@ -285,7 +286,7 @@ def vgg_difference_rows():
     told = {run: np.load(folder / run / "predictions.npy", allow_pickle=False)
             for run in runs["run"]}  # fmt: skip
     for other in (*(method for method in FULL[VGG] if method != "ltkd"), "teacher"):
-        found = tables.both_intervals(runs, told, data, "ltkd", other).loc[list(tables.METRICS)]
+        found = tables.both_intervals(runs, told, data, "ltkd", other).loc[list(METRICS)]
         n = (runs["method"] == other).sum()
         than = tables.marked(METHODS[other].label) + (f" ({n} seeds)" if n < len(seeds) else "")
         for over in ("over seeds (t, paired)", "over test images (bootstrap)"):
@@ -364,7 +365,7 @@ def split_accuracy_rows():
             for split, runs in splits.items():
                 part = runs[runs["name"] == name]
                 if len(part):  # balanced softmax is as trained with the prior removed
-                    cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+                    cells = [t_interval(part[m]).plus_minus() for m in METRICS]
                     text = " | ".join(cells).replace(" (3)", "")
                     yield f"| {tables.marked(name)} | {split} | {text} |"
 
@@ -376,7 +377,7 @@ def split_teacher_rows():
         own = curves[(curves["method"] == "teacher") & curves["tau"].isin([0, 1])]
         for _, row in own.sort_values("tau").iterrows():
             name = "teacher VGG13" + (tables.REMOVED + " (ours)") * int(row["tau"])
-            yield f"| {name} | {split} | {' | '.join(f'{row[m]:.1f}' for m in tables.METRICS)} |"
+            yield f"| {name} | {split} | {' | '.join(f'{row[m]:.1f}' for m in METRICS)} |"
 
 
 def over_splits_rows():
@@ -388,8 +389,8 @@ def over_splits_rows():
             name, cells, n = step(splits[-1], better, worse, "name")
             yield f"| {name} | third | {cells} | {n} |"
             gaps = [tables.paired(runs, worse, "name") for runs in splits]
-            over = [tables.t_interval(tables.interval_of(gap, name=better, metric=m).mean
-                                      for gap in gaps) for m in tables.METRICS]  # fmt: skip
+            over = [t_interval(tables.interval_of(gap, name=better, metric=m).mean
+                                      for gap in gaps) for m in METRICS]  # fmt: skip
             cells = " | ".join(one.difference() for one in over)
             yield f"| {name} | over the three splits | {cells} | {over[0].n} |"
 
@@ -400,11 +401,11 @@ def factor_rows():
     for method in ("teacher", "kd", "kd_ce1", "ltkd", "balanced_softmax"):
         part = runs[runs["method"] == method]
         one = curves[(curves["method"] == method) & (curves["tau"] == 1)]
-        cells = [tables.t_interval(part[m]).plus_minus() for m in tables.METRICS]
+        cells = [t_interval(part[m]).plus_minus() for m in METRICS]
         if one["as_trained"].any():
             cells += ["as trained", "", "", ""]
         else:
-            cells += [tables.t_interval(one[m]).plus_minus() for m in tables.METRICS]
+            cells += [t_interval(one[m]).plus_minus() for m in METRICS]
         label = tables.marked(part["label"].iloc[0])
         name = "Teacher VGG13" if method == "teacher" else label
         yield f"| {name} | {' | '.join(cells)} |".replace("  ", " ")
@@ -428,7 +429,7 @@ def factor_image_rows():
             for run in runs["run"]}  # fmt: skip
     for other in ("kd", "kd_ce1", "balanced_softmax"):
         found = tables.both_intervals(runs, told, data, "ltkd", other)
-        cells = found.loc[list(tables.METRICS), "over test images (bootstrap)"]
+        cells = found.loc[list(METRICS), "over test images (bootstrap)"]
         name = f"LTKD − {tables.marked(METHODS[other].label)}, over test images"
         yield f"| {name} | {' | '.join(cells)} | |"
 
@@ -478,7 +479,7 @@ def fitted_rows():
 
 def split_rows():
     """Differences on each split, and second less first of runs that begin from the same weights."""
-    splits, by, metrics = both_splits(), ["name", "seed"], list(tables.METRICS)
+    splits, by, metrics = both_splits(), ["name", "seed"], list(METRICS)
     first, second = (runs.set_index(by)[metrics] for runs in splits.values())
     moved = (second - first).dropna().reset_index()
     splits["second − first"] = splits["second"].drop(columns=metrics).merge(moved, on=by)
@@ -488,7 +489,7 @@ def split_rows():
             yield f"| {name} | {split} | {cells} | {n} |"
 
 
-def curves():
+def each_schedule():
     """Each schedule's curves of the methods that stand in the table of one pair."""
     for schedule, pair, adjusted in (
         ("240 epochs", RESNET, full()[1]),
@@ -501,9 +502,9 @@ def curves():
 
 def height_of_each_rows():
     """Curves of each schedule, read where KD with weights 1 and 1 stands at tau = 1, and LTKD."""
-    for schedule, adjusted in curves():
+    for schedule, adjusted in each_schedule():
         for reference in ("kd_ce1", "ltkd"):
-            gaps = tables.at_equal_head(adjusted, reference)
+            gaps = curves.at_equal_head(adjusted, reference)
             for method, part in gaps.groupby("method", sort=False):
                 names = (tables.LABELS.get(m, m) for m in (method, reference))
                 name, than = map(tables.marked, names)
@@ -520,7 +521,7 @@ def curve_at(head, part):
 def ltkd_and_kd_rows(text, gap, ltkd="ltkd"):
     """Of each schedule ``gap`` (of a seed's curves of LTKD and of KD with weights 1 and 1) over
     the seeds whose curves reach so far; ``text`` says what it is, {} being that KD."""
-    for schedule, adjusted in curves():
+    for schedule, adjusted in each_schedule():
         if ltkd not in set(adjusted["method"]):
             continue
         gaps = [
@@ -528,7 +529,7 @@ def ltkd_and_kd_rows(text, gap, ltkd="ltkd"):
             for _, seed in adjusted.groupby("seed")
         ]
         reached = [one for one in gaps if not np.isnan(one).any()]
-        found = [tables.t_interval(pd.Series(one)) for one in np.transpose(reached)]
+        found = [t_interval(pd.Series(one)) for one in np.transpose(reached)]
         cells = " | ".join(one.difference() for one in found)
         name = text.format(tables.marked("KD, weights 1 and 1"))
         yield f"| {schedule} | {name} | {cells} | {found[0].n} |"
@@ -558,13 +559,13 @@ def own_head_rows():
 
 def over_seeds(schedule, what, gaps):
     """A row of differences, one a seed."""
-    cells = [tables.t_interval(gaps[m]).difference() for m in tables.METRICS]
+    cells = [t_interval(gaps[m]).difference() for m in METRICS]
     return f"| {schedule} | {what} | {' | '.join(cells)} | {len(gaps)} |"
 
 
 def teacher_removed_rows():
     """Each teacher with the prior removed, one and the same for every seed, less its students."""
-    metrics = list(tables.METRICS)
+    metrics = list(METRICS)
     for schedule, (runs, adjusted) in (
         ("240 epochs", full()), ("240 epochs, VGG8", full(VGG)), ("30 epochs", frames()),
     ):  # fmt: skip
@@ -604,7 +605,7 @@ def held_out_rows():
         def at(method, tau=None, adjusted=adjusted):
             where = adjusted["as_trained"] if tau is None else adjusted["tau"] == tau
             own = adjusted[(adjusted["method"] == method) & where]
-            return own.set_index("seed")[list(tables.METRICS)]
+            return own.set_index("seed")[list(METRICS)]
 
         kd, tau = "KD, weights 1 and 1 (ours)", chosen["kd_ce1"]
         for method in ("ltkd", SHARP, "LTKD, alpha 4", "kd_adjusted", ADJUSTED):
@@ -681,7 +682,7 @@ def border_rows():
             seeds = sorted(set(own[name]) & set(kd))
             gain = np.stack([own[name][seed] - kd[seed] for seed in seeds])
             at = {k: gain[:, k : k + 8].mean(1) - gain[:, k - 8 : k].mean(1) for k in range(8, 93)}
-            cells = [tables.t_interval(at[border]).difference() for border in (33, 67)]
+            cells = [t_interval(at[border]).difference() for border in (33, 67)]
             free = [one.mean() for k, one in at.items() if min(abs(k - 33), abs(k - 67)) >= 8]
             cells.append(f"{np.mean(free):+.1f} ± {np.std(free):.1f}".replace("-", "−"))
             text = f"{schedule} | {tables.marked(tables.LABELS.get(name, name))}"
@@ -737,7 +738,7 @@ def own_best_rows():
                 kd, its = (weighed(own[one], counts**s) for one in (PLAIN, name))
                 seeds, best = sorted(set(kd) & set(its)), at_best(its)
                 first, gap = (
-                    tables.t_interval(its[seed][at] - kd[seed][at_best(kd)] for seed in seeds)
+                    t_interval(its[seed][at] - kd[seed][at_best(kd)] for seed in seeds)
                     for at in (4 * name.startswith("Bal"), best)  # as trained: tau 0 or 1
                 )
                 start = first.difference().split(" ")[0]
@@ -773,8 +774,8 @@ def best_border_rows():
             jumps = [gain[:, b : b + 8].mean(1) - gain[:, b - 8 : b].mean(1) for b in (33, 67)]
             halves = [gain[:, a:b].mean(1) for a, b in ((0, 17), (17, 33), (33, 50), (50, 67),
                                                         (67, 84), (84, 100))]  # fmt: skip
-            cells = [tables.t_interval(one).difference() for one in jumps]
-            cells += [tables.t_interval(one).difference().split(" ")[0] for one in halves]
+            cells = [t_interval(one).difference() for one in jumps]
+            cells += [t_interval(one).difference().split(" ")[0] for one in halves]
             name = f"{tables.LABELS.get(name, name)}, τ = {QUARTERS[at]:g}"
             yield f"| {schedule} | {tables.marked(name)} | {' | '.join(cells)} | {len(seeds)} |"
 
@@ -829,10 +830,10 @@ def bias_rows():
             found.setdefault(name, {})[seed] = prediction_bias(at, record, labels)
         for name in names:
             each, kd = found[name], found[PLAIN]
-            cells = [tables.t_interval(part).plus_minus().split(" (")[0]
+            cells = [t_interval(part).plus_minus().split(" (")[0]
                      for part in np.transpose([*each.values()])]  # fmt: skip
             gaps = np.transpose([each[seed] - kd[seed] for seed in each])
-            less = [tables.t_interval(part).difference() for part in gaps]
+            less = [t_interval(part).difference() for part in gaps]
             less = ["", ""] if name == PLAIN else [less[0], less[1]]
             name = f"LTKD, {name}" if name.startswith("n =") else tables.LABELS.get(name, name)
             text = f"{schedule} | {tables.marked(name)} | {' | '.join(cells + less)}"
@@ -867,7 +868,7 @@ def handed_on_rows():
         for name, seed, at, record in students_of(study, student):
             found.setdefault(name, {})[seed] = handed_on(at, record, teacher, labels)
         alone, plain = found["Student alone"], found[PLAIN]
-        cells = [tables.t_interval(part).plus_minus().split(" (")[0]
+        cells = [t_interval(part).plus_minus().split(" (")[0]
                  for part in np.transpose([*alone.values()])]  # fmt: skip
         yield f"| {schedule} | Student alone | {' | '.join(cells)} | {len(alone)} |"
         steps = [(name, "Student alone", alone) for name in names]
@@ -875,7 +876,7 @@ def handed_on_rows():
         for name, than, base in steps:
             both = sorted(base.keys() & found[name].keys())
             gaps = np.transpose([found[name][seed] - base[seed] for seed in both])
-            cells = " | ".join(tables.t_interval(part).difference() for part in gaps)
+            cells = " | ".join(t_interval(part).difference() for part in gaps)
             name = tables.marked(tables.LABELS.get(name, name))
             yield f"| {schedule} | {name} − {than} | {cells} | {len(both)} |"
 
@@ -910,7 +911,7 @@ def counted_rows():
         for method, taus in COUNTED.items():
             for tau in taus:
                 if (method, tau) in found:
-                    cells = map(tables.t_interval, np.transpose(found[method, tau]))
+                    cells = map(t_interval, np.transpose(found[method, tau]))
                     text = " | ".join(one.plus_minus() for one in cells).replace(" (3)", "")
                     name = tables.marked(method) + f", τ = {tau:g}" * (tau > 0)
                     yield f"| {network_label(student)} | {name} | {text} |".replace(", equal", "")
@@ -933,7 +934,7 @@ def pooled_rows():
                 ("a difference, prior removed", 2**0.5, own[own["tau"] == 1]),
                 ("a difference, each at its best τ", 2**0.5, best)]  # fmt: skip
         for what, factor, rows in told:
-            by_method = rows.groupby("method")[list(tables.METRICS)]
+            by_method = rows.groupby("method")[list(METRICS)]
             free = by_method.size() - 1
             spread = by_method.var().mul(free, axis=0).sum() / free.sum()
             half = factor * (spread / 3) ** 0.5 * stats.t.ppf(0.975, free.sum())
@@ -942,7 +943,7 @@ def pooled_rows():
 
 def chosen_rows():
     runs, adjusted = frames("sweep", "cifar100_lt_tune", SETTINGS)
-    for label, row in tables.chosen(runs, adjusted).iterrows():
+    for label, row in curves.chosen(runs, adjusted).iterrows():
         yield f"| {label} | {' | '.join(map(str, row))} |"
 
 
@@ -951,7 +952,7 @@ def taken_off_rows():
     yield "| KD, adjusted teacher (ours) | 1 | 0 | 0 |"
     taken = pd.read_csv(reports / "01_decomposition.taken-off-vgg13.csv")
     for t, part in taken.groupby("temperature"):
-        for by, row in tables.correction_strengths(part).iterrows():
+        for by, row in bias.correction_strengths(part).iterrows():
             if by.startswith("LTKD"):
                 name = by.replace("\u00a0", " ")
                 yield f"| {name}, T = {t:g} | {' | '.join(f'{value:.2f}' for value in row)} |"
@@ -961,7 +962,7 @@ def part_rows():
     """The ablation's cells, the group counts, and the settings that the tuning study chose."""
     for part, by in (("ablations", "variant"), ("group_count", "n_groups"), ("sweep", "variant")):
         for name, row in tables.accuracies(frames(part)[0], by).iterrows():
-            text = " | ".join(row[list(tables.METRICS)]).replace(" (3)", "")
+            text = " | ".join(row[list(METRICS)]).replace(" (3)", "")
             yield f"| {name} | {text} |"
 
 
@@ -978,20 +979,20 @@ def with_settings(study=FIRST):
 
 
 def setting_removed_rows():
-    for name, row in tables.after_training(of_three_seeds(), "variant").iterrows():
+    for name, row in curves.after_training(of_three_seeds(), "variant").iterrows():
         yield f"| {name} | {' | '.join(row)} |".replace(" (3)", "")
 
 
 def setting_height_rows():
     """Curves read at the head accuracy of KD with weights 1 and 1, prior removed."""
-    gaps, own = tables.at_equal_head(with_settings()), of_three_seeds()["variant"]
+    gaps, own = curves.at_equal_head(with_settings()), of_three_seeds()["variant"]
     for name, part in gaps[gaps["method"].isin(own)].groupby("method", sort=False):
         yield f"| {tables.marked(name)} | {gap_cells(part)} |"
 
 
 def by_name(study=FIRST):
     """The methods, cells of the ablation and settings of a study in one frame, by their names."""
-    whole, removed = students(*frames(study=study)), tables.prior_removed(of_three_seeds(study))
+    whole, removed = students(*frames(study=study)), curves.prior_removed(of_three_seeds(study))
     cells = pd.concat([frames(part, study)[0] for part in ("ablations", "sweep")])
     return pd.concat([
         cells.assign(name=cells["variant"]), whole.assign(name=whole["label"]),

@@ -7,6 +7,7 @@ from ..methods import METHODS
 from ..params import ParameterError
 from ..study import Study
 from . import tables
+from .intervals import METRICS, t_interval
 
 _CARD = """\
 ---
@@ -86,9 +87,9 @@ def write_card(study: Study) -> Path:
     study.store.load_model(spec)  # whole, and the one that the record speaks of
     weights = study.store.model_path(spec).read_bytes()
     folder = study.folder / "best"
-    intervals = [tables.t_interval(best[metric]) for metric in tables.METRICS]
+    intervals = [t_interval(best[metric]) for metric in METRICS]
     others = [f"{tables.marked(part['label'].iloc[0])} ({part['pair'].iloc[0]}) "
-              + tables.t_interval(part["all"]).plus_minus() for part in whole]  # fmt: skip
+              + t_interval(part["all"]).plus_minus() for part in whole]  # fmt: skip
     kind = "held-out" if spec.holdout else "balanced" * (spec.dataset != "folder")
     args = {"groups": spec.groups} if spec.groups else {}
     settings = ", ".join(f"{k} {v:g}" for k, v in (args | spec.method_args).items())
@@ -99,7 +100,7 @@ def write_card(study: Study) -> Path:
         n=many(best, "seed"), seed=spec.seed,
         mean=list(data.mean), std=list(data.std), side=data.test_images[0].shape[-1],
         tested=f"{len(data.test_labels)} {kind}",
-        own=" | ".join(f"{row[metric]:.1f}" for metric in tables.METRICS),
+        own=" | ".join(f"{row[metric]:.1f}" for metric in METRICS),
         mean_of=" | ".join(gap.plus_minus() for gap in intervals), others="; ".join(others),
         cut=" cut to an exponential profile" if spec.gamma else ", its classes as they are",
         images=sum(about["counts"]), most=max(about["counts"]), least=min(about["counts"]),

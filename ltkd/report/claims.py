@@ -8,9 +8,10 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ..files import many
-from . import paper, tables
+from . import bias, paper, tables
+from .intervals import METRICS, Interval, t_interval, verdict
 from .paper import Setting
-from .tables import LABELS, Interval, interval_of, marked, minus, paired, t_interval, verdict
+from .tables import LABELS, interval_of, marked, minus, paired
 
 CLAIMS = {
     1: "The teacher's mass goes to the head, and rebalancing evens it",
@@ -108,10 +109,10 @@ def _comparisons(
     if setting.gamma == study.data().gamma:
         pair = next(p for p in study.pairs if tuple(p) == (setting.teacher, setting.student))
         logits, labels = study.teacher_logits(pair, "test")
-        excess = tables.head_excess(logits, labels, study.data().groups(3), study.temperature)
+        excess = bias.head_excess(logits, labels, study.data().groups(3), study.temperature)
         yield Comparison(1, "head: teacher − labels, test images", excess, "image")
-        found = tables.mass_effects(tables.batches(study, pair))
-        yield Comparison(1, tables.SPREAD, found[tables.SPREAD], "batch")
+        found = bias.mass_effects(bias.batches(study, pair))
+        yield Comparison(1, bias.SPREAD, found[bias.SPREAD], "batch")
     else:
         yield Comparison(1, "looked at in the first imbalance factor alone", Interval())
     yield from paired_tests(own)
@@ -136,7 +137,7 @@ def claims(study: Any) -> pd.DataFrame:
     """Every test of every claim: setting, claim, comparison, verdict, points (and interval), n."""
     parts = ("distillation", "ablations", "group_count")
     found = {part: dict(tables.settings(study, part)) for part in parts}
-    none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *tables.METRICS])
+    none = pd.DataFrame(columns=["method", "variant", "n_groups", "seed", *METRICS])
     rows = [tested([]).assign(setting="")]
     for setting in dict.fromkeys(s for own in found.values() for s in own):
         own = {part: found[part].get(setting, none) for part in parts}

@@ -1,7 +1,8 @@
 """The study's figures: one style, one colour a method and a group, direct labels.
 
-Each function takes a tidy frame (columns as in ``tables``) and returns a matplotlib Figure, 5
-inches wide so that its text stays legible where a page is 360 pixels wide. Nothing is random.
+Each function takes a tidy frame (columns as in ``tables``, ``curves`` and ``bias``) and returns a
+matplotlib Figure, 5 inches wide so that its text stays legible where a page is 360 pixels wide.
+Nothing is random.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +20,11 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from scipy.optimize import isotonic_regression
 
 from ..files import many
+from ..groups import GROUPS
 from ..params import network_label
-from .tables import BIAS, GROUPS, LABELS, METRICS, PLAIN, TAILS, t_interval
+from .bias import BIAS
+from .intervals import METRICS, TAILS, t_interval
+from .tables import LABELS, PLAIN
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
@@ -265,7 +269,7 @@ def accuracy_by_frequency(per_class: pd.DataFrame) -> Figure:
 
 @styled
 def class_gains(gains: pd.DataFrame) -> Figure:
-    """``tables.class_gains``, mean over seeds, from the largest class to the smallest: a panel a
+    """``bias.class_gains``, mean over seeds, from the largest class to the smallest: a panel a
     method, with a line fitted in each group that knows nothing of the next."""
     names = gains.groupby("method", sort=False)["label"].first()
     figure, panels = _panels(len(names), height=0.9 + 2 * len(names), sharex=True, sharey=True)
@@ -292,7 +296,7 @@ def class_gains(gains: pd.DataFrame) -> Figure:
 
 @styled
 def prediction_bias(bias: pd.DataFrame) -> Figure:
-    """``tables.prediction_bias``: how biased answers are between the groups and within them, a mark
+    """``bias.prediction_bias``: how biased answers are between the groups and within them, a mark
     a method with both intervals; on the dashed line as much."""
     figure, (axes,) = _panels(height=max(3.6, 0.9 + 0.24 * bias["label"].nunique()))
     names = []
@@ -315,7 +319,7 @@ def prediction_bias(bias: pd.DataFrame) -> Figure:
 
 @styled
 def deployment(deployed: pd.DataFrame) -> Figure:
-    """``tables.deployment``: each method of FOCUS less the reference, against how the test classes
+    """``curves.deployment``: each method of FOCUS less the reference, against how the test classes
     are distributed; dotted as trained, solid at its best tau."""
     figure, (axes,) = _panels(height=4.0)
     ends = []

@@ -13,7 +13,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from ltkd.methods import METHODS
-from ltkd.report import figures, paper, tables
+from ltkd.report import bias, figures, paper, tables
+from ltkd.report.intervals import METRICS
 
 
 def runs(names: list[str], seeds: int = 3) -> pd.DataFrame:
@@ -21,7 +22,7 @@ def runs(names: list[str], seeds: int = 3) -> pd.DataFrame:
     rows = [
         {"method": name, "label": METHODS[name].label, "ours": METHODS[name].ours,
          "seed": seed, "variant": "", "run": f"{name}{seed}",
-         **{m: 80 + k + rng.normal() for m in tables.METRICS}}
+         **{m: 80 + k + rng.normal() for m in METRICS}}
         for k, name in enumerate(names) for seed in range(seeds)
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -311,7 +312,7 @@ def test_the_other_figures():
     assert figures.confusion(pd.DataFrame(shares)).axes[0].get_ylabel() == "true group"
     logits, labels = np.eye(3)[np.arange(30) % 3], np.arange(30) % 3
     mass = [
-        tables.teacher_mass(logits, labels, [0, 1, 2], kind, size=6, draws=4)
+        bias.teacher_mass(logits, labels, [0, 1, 2], kind, size=6, draws=4)
         for kind in ("balanced", "long-tailed")
     ]
     assert [axes.get_title("left") for axes in figures.teacher_mass(pd.concat(mass)).axes] == [
@@ -334,7 +335,7 @@ def test_the_other_figures():
 def test_what_is_taken_off_is_drawn_once_for_each_method():
     logits = np.random.default_rng(0).normal(size=(50, 6))
     counts = [9, 8, 5, 3, 2, 1]
-    taken = tables.corrections(logits, counts, [2, 3, 6], temperature=2.0, size=8, draws=4)
+    taken = bias.corrections(logits, counts, [2, 3, 6], temperature=2.0, size=8, draws=4)
     figure = figures.corrections(taken)
     for by, line in zip(taken["by"].unique(), figure.axes[0].lines, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), taken.query("by == @by")["mean"])
