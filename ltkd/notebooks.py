@@ -71,7 +71,7 @@ def execute(
     reports.mkdir(parents=True, exist_ok=True)
     stem = notebook.stem
     part = reports / f".{stem}.part.ipynb"  # papermill wants the suffix; the dot hides it
-    report, (failed, failed_page) = reports / f"{stem}.ipynb", failed_copies(reports, stem)
+    report, (failed, failed_page) = reports / f"{stem}.ipynb", page.failed_copies(reports, stem)
     error: Exception | None = None
     try:
         with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as scratch:
@@ -145,6 +145,8 @@ def execute_all(
     """
     import nbformat
 
+    from .report import page
+
     ordered = sorted((Path(n) for n in notebooks), key=lambda n: n.name)
     for notebook in ordered:
         _check_parameters(notebook, nbformat.read(notebook, as_version=4), parameters)
@@ -157,7 +159,7 @@ def execute_all(
             return execute(path, parameters, reports, env=settings, halted=halt.is_set)
         except Exception as error:  # a fault of ours or of the disk: say it, go on with the rest
             text = str(error) if isinstance(error, OSError) else traceback.format_exc()
-            copy, _ = failed_copies(Path(reports), path.stem)
+            copy, _ = page.failed_copies(Path(reports), path.stem)
             failure = NotebookResult(path, False, copy, 0, type(error).__name__, f"{path}: {text}")
             return None if halt.is_set() else failure
 
@@ -173,11 +175,6 @@ def execute_all(
                     _kill_group(manager)
                 time.sleep(0.1)
     return [result for future in futures if (result := future.result())]
-
-
-def failed_copies(reports: Path, stem: str) -> tuple[Path, Path]:
-    """What a failure leaves beside the last good report: the notebook and its page."""
-    return reports / f"{stem}.failed.ipynb", reports / f"{stem}.failed.html"
 
 
 def _manifest(executed: Any) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from .data import DataError, LongTailed, Size, load, resolve, size_of
 from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
 from .params import (
+    FILE_SETS,
     RECIPES,
     Images,
     ParameterError,
@@ -585,8 +586,8 @@ class Study:
         changed = any(getattr(p, k) != StudyParameters.model_fields[k].default for k in fields)
         theirs = (None,) if p.dataset == "imagenet" else (None, 4.0)
         own = changed or p.temperature not in theirs
-        size, standard = p.images and p.images.size, {"tiny_imagenet": 64, "imagenet": 224}
-        small = f"{size} pixels" if size and size != standard.get(p.dataset, size) else ""
+        size = p.images and p.images.size
+        small = f"{size} pixels" if size and size != FILE_SETS[p.dataset] else ""
         held = "held-out images" if p.holdout else ""
         parts = [p.schedule, "own values" if own else "", small, held]
         return ", ".join(filter(None, parts))

@@ -35,7 +35,7 @@ from ..files import (
     sweep,
     write_atomic,
 )
-from ..params import Images
+from ..params import FILE_SETS, Images
 from .sources import DataError, Source
 from .views import Crops, standard_views
 
@@ -47,12 +47,12 @@ FEW = 256  # so few images are decoded sooner than workers start
 PARTS = ("train", "test")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _KNOWN = {
-    "tiny_imagenet": ("TinyImageNet", "tiny-imagenet-200", 64,
+    "tiny_imagenet": ("TinyImageNet", "tiny-imagenet-200",
         "the unpacked tiny-imagenet-200 (train/<wnid>/images/*.JPEG, val/images/*.JPEG and "
         "val/val_annotations.txt), which Stanford's course CS231n gives out"),
-    "imagenet": ("ImageNet", "imagenet", 224,
+    "imagenet": ("ImageNet", "imagenet",
         "ILSVRC 2012 (train/<wnid>/*.JPEG, val/<wnid>/*.JPEG), registration at image-net.org"),
-    "folder": ("", "", 64, "train/<class>/ and val/<class>/ or test/<class>/, with image files"),
+    "folder": ("", "", "train/<class>/ and val/<class>/ or test/<class>/, with image files"),
 }  # fmt: skip
 
 # ---- one image
@@ -272,7 +272,7 @@ def listing(name: str, tree: Path, images: Images) -> Listing:
         words = _words(tree, list(order))
     except OSError as error:
         raise DataError(
-            f"{name}: {error.filename}: {error.strerror}; should hold {_KNOWN[name][3]}"
+            f"{name}: {error.filename}: {error.strerror}; should hold {_KNOWN[name][2]}"
         ) from None
     if more or not order:
         first = ", ".join(sorted(more)[:5])
@@ -490,7 +490,7 @@ def _there(tree: Path, images: Images) -> bool:
 
 def _absent(name: str, tree: Path) -> Any:
     raise DataError(f"{name}: {tree} is not there, or not whole (the data root is {tree.parent}). "
-                    f"Put there {_KNOWN[name][3]}; or name another root by --data-root or "
+                    f"Put there {_KNOWN[name][2]}; or name another root by --data-root or "
                     "LTKD_DATA. Then `ltkd data prepare` reads it")  # fmt: skip
 
 
@@ -499,9 +499,9 @@ def _absent(name: str, tree: Path) -> Any:
 
 def complete(name: str, images: Images | None) -> Images:
     """``images`` with the set's own folder and size where they were left out; without sha256."""
-    _, folder, size, _ = _KNOWN[name]
     given = images or Images()
-    new = {"folder": given.folder or folder, "size": given.size or size, "sha256": None}
+    new = {"folder": given.folder or _KNOWN[name][1], "size": given.size or FILE_SETS[name],
+           "sha256": None}  # fmt: skip
     return given.model_copy(update=new)
 
 

@@ -19,7 +19,7 @@ from ..files import (
     temporary_prefix,
     write_atomic,
 )
-from ..notebooks import execute_all, failed_copies
+from ..notebooks import execute_all
 from ..study import PARTS, Study
 from . import page, paper, tables
 
@@ -54,7 +54,7 @@ def build(
             env[f"LTKD_{name.upper()}"] = str(told)
         results = execute_all(stale, values, reports, jobs=jobs or cores(), env=env, stop=stop)
         good = [path.stem for path in notebooks if path not in stale]
-        refuted = [path for name in good for path in failed_copies(reports, name)]
+        refuted = [path for name in good for path in page.failed_copies(reports, name)]
         old = [path for path in refuted if path.exists()]  # of a run with other parameters, say
         for path in old:
             path.unlink()

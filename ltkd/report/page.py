@@ -67,6 +67,11 @@ def show(figure: "Figure", alt: str, name: str, data: "pd.DataFrame | None" = No
 # --------------------------------------------------------------------------------- one notebook
 
 
+def failed_copies(reports: Path, stem: str) -> tuple[Path, Path]:
+    """What a failure leaves beside the last good report: the notebook and its page."""
+    return reports / f"{stem}.failed.ipynb", reports / f"{stem}.failed.html"
+
+
 def html(notebook: Any, path: Path, *, manifest: Mapping[str, Any] | None) -> str:
     """HTML of an executed notebook that is, or will be, at ``path`` = <study>/reports/<stem>.ipynb.
 
@@ -139,7 +144,6 @@ def cards(
     """
     import nbformat
 
-    from ..notebooks import failed_copies
     from .markup import Renderer
 
     made = []
