@@ -251,6 +251,7 @@ def study_of(arguments: Sequence[str]) -> "Study":
 def _runs(study: "Study", names: Sequence[str], file: Path) -> list[RunSpec]:
     from .runs import identity
 
+    study.check_files()
     known = {identity(spec): spec for spec in study.runs()}
     for name in names:
         if name not in known:
@@ -377,6 +378,7 @@ def _reproduce(given: argparse.Namespace) -> int:
     from .report.curves import as_stated, predicted
     from .study import Study
 
+    study.check_files()
     specs, stated = study.row_of(given.row)
     cells = stated.groupby(["pair", "gamma"]).size().tolist() if len(stated) else []
     if len(stated) < len(specs) or min(cells, default=0) < 2:
@@ -421,6 +423,7 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 def _card(given: argparse.Namespace) -> int:
     study, _ = _study(given)
+    study.check_files()
     from .report.card import write_card
 
     print(write_card(study))
@@ -451,8 +454,7 @@ def _status(given: argparse.Namespace) -> int:
     from .report.build import fresh
     from .runs import identity
 
-    if given.ids:
-        study.check_files()
+    study.check_files()
     specs = study.runs()
     out = study.there(specs)
     if given.ids:

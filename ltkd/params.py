@@ -62,8 +62,9 @@ def recipe_of(dataset: str, method: str) -> Recipe:
     return recipe._replace(batch=256, lr=0.1) if small else recipe
 
 
-# Sets that are folders of image files, and how large their images are where nothing else is asked.
-FILE_SETS = {"tiny_imagenet": 64, "imagenet": 224, "folder": 64}
+# Sets that are folders of image files, and the size of their images where none is asked for.
+FILE_SETS: dict[str, Literal[64, 224] | None] = {
+    "tiny_imagenet": 64, "imagenet": 224, "folder": None}  # fmt: skip
 
 
 Count = Annotated[int, Field(ge=1, le=10_000)]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import files, pool
 from .data import DataError, LongTailed, Size, load, resolve, size_of
+from .data.views import standard_views
 from .groups import GROUPS, class_groups
 from .methods import ABLATIONS, METHODS, Args
 from .params import (
@@ -187,14 +188,15 @@ class Study:
         p = self.parameters
         if p.teacher_source == "live" or live_teacher(method, p.dataset, p.images):
             return "live"
+        pixels, whole = self._images and self._images.size, 0
         try:
             size = self.size(gamma)
-        except DataError:  # of files that are not there; nothing is trained then
-            return "table"
-        if side and self.epochs < size.views:
-            return "live"
-        whole = size.views * sum(size.counts) * table_row(len(size.counts), side).itemsize
-        return "table" if whole <= 1e9 * p.table_gb else "live"
+            views = size.views
+            whole = views * sum(size.counts) * table_row(len(size.counts), side).itemsize
+        except DataError:  # how many files that are not there would be is not known
+            views = standard_views(pixels or 32).count
+        few = side and self.epochs < views
+        return "live" if few or whole > 1e9 * p.table_gb else "table"
 
     def specs(self, part: str | None = None) -> list[tuple[str, RunSpec]]:
         """(variant, spec) of a part of PARTS, or of all of them."""
@@ -203,7 +205,11 @@ class Study:
             found = [item for name in PARTS for item in self.specs(name)]
             for one in {(s.gamma, s.batch, s.groups): s for _, s in found}.values():
                 with suppress(DataError):  # files that are not there are told of by ``make``
-                    check_fit(one, self.size(one.gamma).counts)
+                    counts = self.size(one.gamma).counts
+                    check_fit(one, counts)
+                    if one.gamma is None and (own := max(counts) / max(min(counts), 1)) in p.gammas:
+                        raise ParameterError(f"gammas: null is {own:g} here, which stands there, "
+                                             "too; leave one of them out")  # fmt: skip
             return found
         if part not in PARTS:
             raise ValueError(f"part = {part!r}: unknown.{nearest(part, PARTS)}")
@@ -379,11 +385,6 @@ class Study:
         """``adjusted`` of a method's runs in the table of methods, of those that are there."""
         return self._adjusted(self._row_records(method)[1])
 
-    def adjusted_known(self) -> pd.DataFrame:
-        """``adjusted`` of all finished runs of the folder, of these parameters or not, as far as it
-        is known: nothing is computed."""
-        return self._adjusted(self._finished(), known=True)
-
     def _finished(self) -> list[tuple[str, RunRecord]]:
         return [(_setting(one.spec), one) for one in self.store.all() if not one.diverged]
 
@@ -465,13 +466,15 @@ class Study:
                 rows.append(name | losses | seen)
         return pd.DataFrame(rows)
 
-    def adjusted(self, part: str) -> pd.DataFrame:
+    def adjusted(self, part: str | None = None) -> pd.DataFrame:
         """A row a run and tau of ``prior.TAUS``: accuracies with the prior taken out afterwards.
 
         as_trained marks the tau at which the logits are as the loss left them. Runs whose network
-        is not kept here are left out.
+        is not kept here are left out. Without a part: all finished runs of the folder, of these
+        parameters or not, as far as it is known; nothing is computed.
         """
-        return self._adjusted(self._records(part))
+        found = self._finished() if part is None else self._records(part)
+        return self._adjusted(found, known=part is None)
 
     def adjusted_per_class(self, part: str) -> pd.DataFrame:
         """``adjusted``, a row a run, tau and class: training images (count), group, accuracy."""
@@ -514,22 +517,16 @@ class Study:
         about = {"ours": method.ours, "tau": tau, "as_trained": tau == float(method.balanced)}
         return self._labels(variant, record) | about | self._accuracies(record, correct)
 
-    def fitted(self, part: str) -> pd.DataFrame:
+    def fitted(self, part: str | None = None) -> pd.DataFrame:
         """A row a run: the tau of ``fit_tau``, fitted to the test images' logits and class sizes
         alone, and the accuracies at it.
 
-        Runs of which it is not known, and whose network is not kept here, are left out.
+        Runs of which it is not known, and whose network is not kept here, are left out; without a
+        part as in ``adjusted``.
         """
-        return self._fitted(self._records(part))
-
-    def fitted_known(self) -> pd.DataFrame:
-        """``fitted`` of all finished runs of the folder, as far as it is known."""
-        return self._fitted(self._finished(), known=True)
-
-    def _fitted(self, found: Sequence[tuple[str, RunRecord]], known: bool = False) -> pd.DataFrame:
         rows = []
-        for variant, record in found:
-            data = self._data_for(record, known)
+        for variant, record in self._finished() if part is None else self._records(part):
+            data = self._data_for(record, known=part is None)
             if fit := fitted_counts(self.store, record, data, self.parameters.device):
                 rows.append(self._at_tau(variant, record, *fit))
         return pd.DataFrame(rows, columns=FITTED)
@@ -582,12 +579,16 @@ class Study:
         """
         p = self.parameters
         fields = ["groups", "alpha", "beta", "method_args"]
-        fields += ["lr", "batch", "clip_norm"] if p.schedule == "steps" else []
         changed = any(getattr(p, k) != StudyParameters.model_fields[k].default for k in fields)
+        if p.schedule == "steps":
+            recipes = [recipe_of(p.dataset, method) for method in (*p.methods, "ltkd")]
+            asked = [(p.lr or recipe.lr, p.batch or recipe.batch) for recipe in recipes]
+            changed |= asked != [(recipe.lr, recipe.batch) for recipe in recipes]
+            changed |= p.clip_norm is not None
         theirs = (None,) if p.dataset == "imagenet" else (None, 4.0)
         own = changed or p.temperature not in theirs
         size = p.images and p.images.size
-        small = f"{size} pixels" if size and size != FILE_SETS[p.dataset] else ""
+        small = f"{size} pixels" if size and size != (FILE_SETS[p.dataset] or size) else ""
         held = "held-out images" if p.holdout else ""
         parts = [p.schedule, "own values" if own else "", small, held]
         return ", ".join(filter(None, parts))

@@ -126,7 +126,8 @@ def full(pair=RESNET):
 
 def recorded(study, pair, epochs):
     """All records of a pair, its teacher's too, whether or not all seeds are there, or on a page: a
-    frame of the runs, one of their curves. At the chosen T = 2 a method is one of its own."""
+    frame of the runs, one of their curves. At the chosen T = 2 a method is one of its own, and so
+    is a cell of the ablation."""
     runs, adjusted = [], []
     for path in sorted((ROOT / "outputs" / study / "runs").glob("*/record.json")):
         values = json.loads(path.read_text())
@@ -140,6 +141,9 @@ def recorded(study, pair, epochs):
         chosen = {"ltkd": SHARP, "kd_adjusted": ADJUSTED}.get(spec["method"])
         if chosen and spec["method_args"]["temperature"] == 2:
             about |= {"method": chosen, "label": chosen}
+        if spec["method"] == "ltkd" and spec["method_args"]["beta"] == 0:
+            cell = "cross_rebalanced" if spec["method_args"]["rebalance"] else "cross_biased"
+            about |= {"method": cell, "label": tables.LABELS[cell]}
         runs.append(about | accuracies(values["history"][-1]["correct"], total))
         if (curve := path.with_name("adjusted.json")).exists():
             kept = json.loads(curve.read_text())
@@ -398,7 +402,8 @@ def over_splits_rows():
 def factor_rows():
     """What is there at imbalance factor 10, with the number of seeds."""
     runs, curves = recorded(TENTH, VGG, 30)
-    for method in ("teacher", "kd", "kd_ce1", "ltkd", "balanced_softmax"):
+    for method in ("teacher", "kd", "cross_biased", "cross_rebalanced", "kd_ce1", "ltkd",
+                   "balanced_softmax"):  # fmt: skip
         part = runs[runs["method"] == method]
         one = curves[(curves["method"] == method) & (curves["tau"] == 1)]
         cells = [t_interval(part[m]).plus_minus() for m in METRICS]
@@ -417,7 +422,10 @@ def factor_difference_rows():
         ("ltkd", "kd"), ("kd_ce1", "kd"), ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"),
         ("kd_removed", "ltkd"), ("kd_ce1_removed", "kd_ce1"),
         ("kd_ce1_removed", "ltkd"), ("ltkd_removed", "kd_ce1_removed"),
-        ("kd_ce1_removed", "balanced_softmax"),
+        ("kd_ce1_removed", "balanced_softmax"), ("cross_rebalanced", "cross_biased"),
+        ("cross_biased", "kd"), ("ltkd", "cross_rebalanced"),
+        ("cross_rebalanced_removed", "cross_biased_removed"),
+        ("kd_ce1_removed", "cross_rebalanced_removed"),
     ):  # fmt: skip
         name, cells, n = step(whole, better, worse)
         yield f"| {name} | {cells} | {n} |"
@@ -427,10 +435,12 @@ def factor_image_rows():
     runs, data = recorded(TENTH, VGG, 30)[0], load("cifar100", 10.0)
     told = {run: np.load(ROOT / "outputs" / TENTH / "runs" / run / "predictions.npy")
             for run in runs["run"]}  # fmt: skip
-    for other in ("kd", "kd_ce1", "balanced_softmax"):
-        found = tables.both_intervals(runs, told, data, "ltkd", other)
+    for one, other in (("ltkd", "kd"), ("ltkd", "kd_ce1"), ("ltkd", "balanced_softmax"),
+                       ("cross_rebalanced", "cross_biased")):  # fmt: skip
+        found = tables.both_intervals(runs, told, data, one, other)
         cells = found.loc[list(METRICS), "over test images (bootstrap)"]
-        name = f"LTKD − {tables.marked(METHODS[other].label)}, over test images"
+        pair = (tables.marked(tables.LABELS[name]) for name in (one, other))
+        name = f"{' − '.join(pair)}, over test images"
         yield f"| {name} | {' | '.join(cells)} | |"
 
 

@@ -551,6 +551,7 @@ def test_only_the_recipe_on_the_test_set_is_named_as_the_papers_schedule(tmp_pat
 
     assert named() == "steps"
     assert named(lr=0.1) == named(batch=16) == named(clip_norm=5) == "steps, own values"
+    assert named(lr=0.05) == named(batch=32) == "steps"  # of the recipe of digits, written out
     assert named(holdout=2) == "steps, held-out images"
     assert named(temperature=4.0) == "steps"
     theirs = {"dataset": "imagenet", "pairs": ["resnet34_imagenet-resnet18_imagenet"]}

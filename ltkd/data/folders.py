@@ -40,7 +40,8 @@ from .sources import DataError, Source
 from .views import Crops, standard_views
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-UNREAD = (".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif")  # images, too: never left out silently
+# Images, too: never left out silently.
+UNREAD = (".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif", ".ppm", ".pgm", ".jfif")
 MOST_PIXELS = 50_000_000
 BLOCK = 512  # images between two flushes: what a kill can cost
 FEW = 256  # so few images are decoded sooner than workers start
@@ -183,6 +184,9 @@ def _walk(tree: Path, part: str, inner: str = "") -> list[tuple[str, str, int]]:
             raise DataError(f"{tree / base / unread[0]}: of a kind that is not read; convert it to "
                             f"one of {', '.join(SUFFIXES)}, or remove it")  # fmt: skip
         images = [file for file in files if file.lower().endswith(SUFFIXES)]
+        if inside := [file for file in files if (tree / base / file).is_dir()]:
+            raise DataError(f"{tree / base / inside[0]}: a folder in a class's own, whose images "
+                            "would be left out; move them up, or remove it")  # fmt: skip
         if not images:
             raise DataError(f"{tree / base}: the class {name} has no images")
         paths = [f"{base}/{file}" for file in images]

@@ -301,9 +301,9 @@ class Size(NamedTuple):
     views: int
 
 
-# Images of the largest class, test images, pixels a side.
-_SIZES = {"cifar10": (5000, 10_000, 32), "cifar100": (500, 10_000, 32),
-          "tiny_imagenet": (500, 10_000, 64), "imagenet": (1300, 50_000, 224)}  # fmt: skip
+# Images of the largest class, test images.
+_SIZES = {"cifar10": (5000, 10_000), "cifar100": (500, 10_000),
+          "tiny_imagenet": (500, 10_000), "imagenet": (1300, 50_000)}  # fmt: skip
 
 
 def size_of(
@@ -325,10 +325,10 @@ def size_of(
         images.folder in (None, folders.complete(name, None).folder) and not images.test_list
     )
     if name in _SIZES and gamma is not None and standard:
-        largest, tests, side = _SIZES[name]
+        largest, tests = _SIZES[name]
         if holdout >= largest:
             raise DataError(f"holdout = {holdout}: the largest class has only {largest} images")
-        classes, pixels = RECIPES[name].classes or 0, own or side
+        classes, pixels = RECIPES[name].classes or 0, own or FILE_SETS.get(name) or 32
         counts = long_tailed_counts(largest - holdout, classes, gamma).tolist()
         return Size(counts, holdout * classes or tests, pixels, standard_views(pixels).count)
     data = load(name, gamma, split_seed, root, images, holdout)

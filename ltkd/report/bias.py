@@ -1,6 +1,6 @@
 """Where the bias is: in a teacher's probability, in what a loss takes off it, in the answers.
 
-Functions take the rows of one setting (data set, gamma, pair, schedule): see ``tables.settings``.
+Functions take logits, or the rows of one setting: see ``tables.settings``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,7 +112,9 @@ def corrections(
     order = order[counts[order] > 0]
     log_pi = (counts.double() / counts.sum()).log()[order].numpy()
     z = torch.as_tensor(logits).double()
-    chosen = [torch.from_numpy(rng.choice(len(z), size, replace=False)) for _ in range(draws)]
+    chosen = [
+        torch.from_numpy(rng.choice(len(z), min(size, len(z)), replace=False)) for _ in range(draws)
+    ]
     taken = {LABELS["kd_adjusted"]: (log_pi[None], log_pi)}
     for n in groups:
         ids = class_groups(counts, n)
@@ -132,13 +134,15 @@ def corrections(
 
 
 def correction_strengths(taken: pd.DataFrame) -> pd.DataFrame:
-    """``corrections`` in three numbers each: the slope on log pi between the groups (1: all of it),
-    the distance to log pi over the classes, inside the groups too, and the scatter over batches."""
+    """``corrections`` in three numbers each: the slope on log pi between the groups (1: all of it;
+    NaN where groups are as frequent), the distance to log pi over the classes, inside the groups
+    too, and the scatter over batches."""
     rows, log_pi = {}, taken.groupby("by", sort=False).get_group(LABELS["kd_adjusted"])["prior"]
     for by, part in taken.groupby("by", sort=False):
         between, mean = part["prior"], part["mean"]
+        spread = (between**2).sum()
         rows[str(by).replace(" ", "\u00a0")] = {
-            "slope between groups": (mean * between).sum() / (between**2).sum(),
+            "slope between groups": (mean * between).sum() / spread if spread > 1e-9 else np.nan,
             "distance to log π (rms)": ((mean.to_numpy() - log_pi) ** 2).mean() ** 0.5,
             "scatter over batches (sd)": part["scatter"].mean(),
         }

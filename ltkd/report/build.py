@@ -103,7 +103,7 @@ def write_runs(study: Study) -> None:
     table = pd.concat(frames, ignore_index=True).round(4)
     write_atomic(study.folder / "runs.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(study.folder / "runs.json", table.to_json(orient="records", indent=1) + "\n")
-    for name, known in (("adjusted", study.adjusted_known()), ("fitted", study.fitted_known())):
+    for name, known in (("adjusted", study.adjusted()), ("fitted", study.fitted())):
         own = known[known["run"].isin(table["run"])].drop(columns="ours").round(4)
         write_atomic(study.folder / f"{name}.csv", own.to_csv(index=False, lineterminator="\n"))
 

@@ -1,7 +1,7 @@
 """What a finished student is worth once the class prior is taken out of its logits.
 
 ``Study.adjusted`` gives a run's accuracies along tau, the share of log pi that is taken out: its
-curve. Functions take the rows and curves of one setting: see ``tables.settings``.
+curve. Most functions take the rows and curves of one setting: see ``tables.settings``.
 """
 
 from collections.abc import Iterator

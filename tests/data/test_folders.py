@@ -430,9 +430,18 @@ def test_classes_without_images_or_of_one_part_only_are_named(tmp_path):
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
-    path = tree(tmp_path / "birds") / "train/n1/scan.TIF"
-    smooth(1).save(path)
-    with pytest.raises(DataError, match=f"{path}: of a kind that is not read.*.webp"):
+    for name in ("scan.TIF", "00001.ppm"):
+        path = tree(tmp_path / name / "birds") / "train/n1" / name
+        smooth(1).save(path)
+        with pytest.raises(DataError, match=f"{path}: of a kind that is not read.*.webp"):
+            resolve("folder", FOLDER, tmp_path / name)
+
+
+def test_images_in_a_folder_of_a_class_are_not_left_out_silently(tmp_path):
+    inside = tree(tmp_path / "birds") / "train/n1/more"
+    inside.mkdir()
+    smooth(1).save(inside / "1.png")
+    with pytest.raises(DataError, match=f"{inside}: a folder in a class's own"):
         resolve("folder", FOLDER, tmp_path)
 
 
@@ -576,7 +585,7 @@ def test_runs_are_not_named_without_the_images(tmp_path, capsys):
     tree(tmp_path / "birds")
     given = tmp_path / "birds.yaml"
     text = ("name: birds\ndataset: folder\nimages: {folder: birds, size: 32}\ngammas: [null]\n"
-            "pairs: [resnet8-resnet8]\nmethods: [kd]\nbatch: 4\nseeds: [0]\nablations: []\n"
+            "pairs: [resnet8-resnet8]\nmethods: [kd, catkd]\nbatch: 4\nseeds: [0]\nablations: []\n"
             "group_counts: [3]\n")  # fmt: skip
     given.write_text(text)
     call = ["status", str(given), "--ids", "--outputs", str(tmp_path / "out"), "--data-root"]
@@ -586,6 +595,9 @@ def test_runs_are_not_named_without_the_images(tmp_path, capsys):
     assert "or give images.sha256: it is part of the runs' names" in capsys.readouterr().err
     assert cli.main(["run", *call[1:2], "--as-is", *call[3:], str(tmp_path / "elsewhere")]) == 2
     assert "or give images.sha256" in capsys.readouterr().err
+    for other in ("status", "card"):
+        assert cli.main([other, call[1], *call[3:], str(tmp_path / "elsewhere")]) == 2
+        assert "or give images.sha256" in capsys.readouterr().err
     sha256 = resolve("folder", Images(folder="birds", size=32), tmp_path).sha256
     given.write_text(text.replace("size: 32", f"size: 32, sha256: {sha256}"))
     assert cli.main([*call, str(tmp_path / "elsewhere")]) == 0
@@ -639,3 +651,11 @@ def test_the_factor_of_classes_as_they_are_is_exact(tmp_path):
     assert study.data(2.0).gamma == 2
     with pytest.raises(ValueError, match=r"gamma = 77.0: not of this study"):
         study.data(77.0)
+
+
+def test_a_factor_does_not_stand_twice(tmp_path):
+    tree(tmp_path / "birds", (8, 6, 4))
+    study = Study(name="twice", dataset="folder", images={"folder": "birds", "size": 32}, batch=4,
+                  gammas=[2.0, None], data_root=str(tmp_path))  # fmt: skip
+    with pytest.raises(ParameterError, match="gammas: null is 2 here, which stands there, too"):
+        study.runs()

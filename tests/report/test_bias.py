@@ -177,9 +177,17 @@ def test_corrections_of_a_teacher_that_leans_on_the_prior():
     assert list(strengths.iloc[0]) == [1, 0, 0]
     assert list(strengths.iloc[2]) == [0.8, round(0.2 * centred.std(), 2), 0]
     drop = falling[:3].mean() - falling[3]  # two steps: the slope is the ratio of drops
+    whole = bias.corrections(teacher, counts, [2], temperature=3.0, size=500, draws=2)
+    assert list(whole["mean"]) == list(taken[taken["by"] != "LTKD, n = 5"]["mean"])  # all 30 images
     slope, far, _ = strengths.iloc[1]
     assert slope == round((steps[0] - steps[3]) / drop, 2)
     assert far == round(np.sqrt(np.mean((steps - steps.mean() - centred) ** 2)), 2)
+
+
+def test_classes_of_one_size_have_no_slope():
+    logits = np.random.default_rng(0).normal(size=(60, 6))
+    taken = bias.corrections(logits, np.full(6, 10), [2, 3], temperature=4.0, size=8, draws=5)
+    assert bias.correction_strengths(taken)["slope between groups"].isna().all()
 
 
 def test_confusion_by_group():
