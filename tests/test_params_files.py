@@ -26,7 +26,7 @@ RUNS = {
     "cifar100_lt_short": 1 + (14 + 3 + 2 + 8) * 3,
     "cifar100_lt_split1": 1 + (4 + 2) * 3,
     "cifar100_lt_split2": 1 + (3 + 2) * 2,
-    "cifar100_lt_gamma10": 1 + 3 * 4,
+    "cifar100_lt_gamma10": 1 + 3 * 4 + 3 * 3,
     # One teacher; 2 students without it, KD with weights 1 and 1, 7 methods in 6 settings each.
     "cifar100_lt_tune": 1 + 2 + 1 + 11 * 6,
     # One teacher; fourteen methods, 3 cells, ten groups; three seeds.

@@ -18,9 +18,6 @@ class Study:
     def results(self, part: str) -> pd.DataFrame:
         return self.frame
 
-    def missing(self, part: str) -> pd.DataFrame:
-        return pd.DataFrame(columns=["run", "reason"])
-
 
 def test_a_note_says_which_images_were_counted():
     frame = runs({"kd": [1.0, 2.0], "ltkd": [1.0, 2.0]}, dataset="cifar100")
