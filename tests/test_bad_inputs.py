@@ -442,7 +442,7 @@ def _gone(path):
 
 TREES = {
     "a pipe": (AT, os.mkfifo, f"{AT}: an empty file, no image"),
-    "a folder with an image's name": (AT, Path.mkdir, f"{AT}: not an image that can be read"),
+    "a folder with an image's name": (AT, Path.mkdir, f"{AT}: a folder in a class's own"),
     "an image that is a loop": (AT, _loop, [AT, "Too many levels of symbolic links"]),
     "a class that is a loop": ("train/n3", _loop, None),
     "a class without images": ("val/n3", Path.mkdir, "val/n3: the class n3 has no images"),
