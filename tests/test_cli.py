@@ -385,17 +385,17 @@ def test_tables_of_all_runs_and_of_the_curves_that_are_known(copied, made, monke
     assert set(table["schedule"]) == {"one_cycle"}
     record = made.store.get(made.runs()[0])
     assert set(table["hardware"]) == {"; ".join(record.hardware)}
-    curves = pd.read_csv(folder / "adjusted.csv")
-    assert list(curves) == ["run", "pair", "method", "label", "variant", "seed", "tau",
+    known = pd.read_csv(folder / "adjusted.csv")
+    assert list(known) == ["run", "pair", "method", "label", "variant", "seed", "tau",
                             "as_trained", "all", "head", "medium", "tail"]  # fmt: skip
-    assert set(curves["run"]) == {*of(made, "kd"), *of(made, "student")} <= set(table["run"])
-    assert len(curves) == 2 * len(TAUS)
-    both = [one.set_index(["run", "tau"]).sort_index() for one in (curves, expected)]
+    assert set(known["run"]) == {*of(made, "kd"), *of(made, "student")} <= set(table["run"])
+    assert len(known) == 2 * len(TAUS)
+    both = [one.set_index(["run", "tau"]).sort_index() for one in (known, expected)]
     same = ["label", "as_trained", "all", "head", "medium", "tail"]
     pd.testing.assert_frame_equal(both[0][same], both[1][same].round(4))
     fits = pd.read_csv(folder / "fitted.csv").set_index("run").sort_index()
     wanted = cli.study_of(again).fitted("distillation").set_index("run").sort_index().round(4)
-    assert set(fits.index) == set(curves["run"])
+    assert set(fits.index) == set(known["run"])
     pd.testing.assert_frame_equal(fits[["tau", *same[2:]]], wanted[["tau", *same[2:]]])
 
 

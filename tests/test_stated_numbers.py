@@ -56,9 +56,9 @@ def listed(study):
     return pd.read_csv(path, keep_default_na=False, na_values={"n_groups": [""]})
 
 
-def frames(part="distillation", study=FIRST, curves="07_prior_removed.frontier-*.csv"):
+def frames(part="distillation", study=FIRST, table="07_prior_removed.frontier-*.csv"):
     runs = listed(study)
-    (path,) = (ROOT / "outputs" / study).glob(f"reports/{curves}")
+    (path,) = (ROOT / "outputs" / study).glob(f"reports/{table}")
     return runs[runs["part"] == part], pd.read_csv(path)
 
 
@@ -379,8 +379,8 @@ def split_accuracy_rows():
 def split_teacher_rows():
     """Each split's one teacher, as trained and with the prior removed."""
     for split, study in SPLITS.items():
-        curves = frames("teachers", study)[1]
-        own = curves[(curves["method"] == "teacher") & curves["tau"].isin([0, 1])]
+        adjusted = frames("teachers", study)[1]
+        own = adjusted[(adjusted["method"] == "teacher") & adjusted["tau"].isin([0, 1])]
         for _, row in own.sort_values("tau").iterrows():
             name = "teacher VGG13" + (tables.REMOVED + " (ours)") * int(row["tau"])
             yield f"| {name} | {split} | {' | '.join(f'{row[m]:.1f}' for m in METRICS)} |"
@@ -403,10 +403,10 @@ def over_splits_rows():
 
 def factor_rows():
     """What is there at imbalance factor 10, with the number of seeds."""
-    runs, curves = recorded(TENTH, VGG, 30)
+    runs, adjusted = recorded(TENTH, VGG, 30)
     for method in ("teacher", "kd", "kd_ce1", "ltkd", "balanced_softmax"):
         part = runs[runs["method"] == method]
-        one = curves[(curves["method"] == method) & (curves["tau"] == 1)]
+        one = adjusted[(adjusted["method"] == method) & (adjusted["tau"] == 1)]
         cells = [t_interval(part[m]).plus_minus() for m in METRICS]
         if one["as_trained"].any():
             cells += ["as trained", "", "", ""]
@@ -746,17 +746,17 @@ def by_class_and_tau(study, student):
     return found, np.sort(record["data"]["counts"])[::-1]
 
 
-def at_best(curves):
+def at_best(each):
     """A method's curves, seed -> [9] -> the index at which their mean is highest."""
-    return int(np.mean([*curves.values()], axis=0).argmax())
+    return int(np.mean([*each.values()], axis=0).argmax())
 
 
 def own_best_rows():
     """Less KD with weights 1 and 1 at its best tau: as trained, then at the best tau of its own,
     for test classes as frequent as pi^s."""
 
-    def weighed(curves, weights):
-        return {seed: np.average(each, axis=1, weights=weights) for seed, each in curves.items()}
+    def weighed(own, weights):
+        return {seed: np.average(each, axis=1, weights=weights) for seed, each in own.items()}
 
     for schedule, study, student, names in OWN_BEST:
         own, counts = by_class_and_tau(study, student)

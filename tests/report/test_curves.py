@@ -178,3 +178,15 @@ def test_the_share_fitted_without_labels_beside_the_others():
     assert row["minus τ = 1"] == "+1.5 [−4.9, 7.9]"
     assert row["minus best τ"] == "+1.5 [−4.9, 7.9], τ 1"
     assert row["all"] == "56.5 ± 19.1 (2)"
+
+
+def test_a_row_states_where_new_seeds_fall_as_trained_and_with_the_prior_removed():
+    # As 1, 2, 3 in test_intervals: half-width 4.30265 sqrt(2 / 3).
+    both = runs({"kd": [1.0, 2.0, 3.0], "ltkd": [1.0, 2.0, 3.0]})
+    after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4, label="")
+    stated = curves.to_reproduce(both, after[after["run"] != both["run"].iloc[-1]])
+    assert stated.loc["kd", "tail"] == "−1.5 to 5.5"
+    assert stated.loc["kd", "tail, prior removed"] == "2.5 to 9.5"
+    assert stated.loc["ltkd", "tail, prior removed"] == "—"  # of one seed it is not known
+    same = runs({"kd": [2.0, 2.0, 2.0]})
+    assert "no interval" in curves.to_reproduce(same, after[:0]).loc["kd", "tail"]

@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from rows import runs
 from scipy import stats
 
-from ltkd.report import curves, intervals, tables
+from ltkd.report import intervals, tables
 from ltkd.report.intervals import Interval, verdict
 
 
@@ -23,17 +22,9 @@ def test_a_prediction_is_for_new_seeds():
     assert found.high - found.mean == pytest.approx(4.30265 * (2 / 3) ** 0.5, abs=1e-4)
     one = intervals.prediction([1.0, 2.0, 3.0], 1)  # a single new seed: sqrt(1/3 + 1)
     assert one.high - one.mean == pytest.approx(4.96827, abs=1e-4)
-    both = runs({"kd": [1.0, 2.0, 3.0], "ltkd": [1.0, 2.0, 3.0]})
-    after = both.assign(tau=1.0, as_trained=False, tail=both["tail"] + 4, label="")
-    stated = curves.to_reproduce(both, after[after["run"] != both["run"].iloc[-1]])
-    assert stated.loc["kd", "tail"] == "−1.5 to 5.5"
-    assert stated.loc["kd", "tail, prior removed"] == "2.5 to 9.5"
-    assert stated.loc["ltkd", "tail, prior removed"] == "—"  # of one seed it is not known
     equal = intervals.prediction([2.0, 2.0, 2.0], 3)
     assert equal.mean == 2
     assert np.isnan([equal.low, equal.high]).all()
-    same = runs({"kd": [2.0, 2.0, 2.0]})
-    assert "no interval" in curves.to_reproduce(same, after[:0]).loc["kd", "tail"]
 
 
 def test_t_interval_against_scipy():
